@@ -1,0 +1,160 @@
+// Package job is what a job is to everyone who speaks of one: the body that the API takes, the input
+// of the workflow, the frame on the web socket and the line in a terminal are these types. It knows
+// nothing of Temporal, HTTP or any platform.
+package job
+
+import (
+	"time"
+
+	"hypersdk/providers"
+)
+
+// Spec is what was asked for. It carries names only: credentials given with a job are stored under a
+// generated connection name before a Spec exists.
+type Spec struct {
+	Name       string `json:"name,omitempty" yaml:"name" doc:"Free name for people" maxLength:"200"`
+	VMPath     string `json:"vm_path" yaml:"vm_path" doc:"Inventory path, id or unambiguous name of the VM" example:"/datacenter/vm/web-01" minLength:"1" maxLength:"2048"`
+	OutputPath string `json:"output_path" yaml:"output_path" doc:"Folder on the worker's host; the export goes into a folder below it that is named after the VM" example:"/exports"`
+	Format     string `json:"format,omitempty" yaml:"format" doc:"Disk format; the configured default where absent" example:"qcow2"`
+	Compress   bool   `json:"compress,omitempty" yaml:"compress" doc:"Store blocks compressed, where the format can"`
+	// Thin is nil where nothing was said: sparse.
+	Thin        *bool          `json:"thin,omitempty" yaml:"thin" doc:"false: allocate the whole disk on the target"`
+	Incremental bool           `json:"incremental,omitempty" yaml:"incremental" doc:"Copy only what changed since the last export"`
+	Connection  string         `json:"connection,omitempty" yaml:"connection" doc:"Name of a configured connection; the default one where absent"`
+	Options     Options        `json:"options,omitzero" yaml:"options"`
+	Metadata    map[string]any `json:"metadata,omitempty" yaml:"metadata" doc:"Anything; kept with the job and in its manifest"`
+}
+
+// Options are the finer points of a job. The zero value is right.
+type Options struct {
+	ParallelDownloads int     `json:"parallel_downloads,omitempty" yaml:"parallel_downloads" doc:"Ranges of one disk that are read at once; 0: the worker's default" minimum:"0" maximum:"64"`
+	RemoveCDROM       bool    `json:"remove_cdrom,omitempty" yaml:"remove_cdrom" doc:"Take CD and DVD drives out of the VM before the export"`
+	Overwrite         bool    `json:"overwrite,omitempty" yaml:"overwrite" doc:"Replace an earlier export of this VM in the same place"`
+	Transport         string  `json:"transport,omitempty" yaml:"transport" doc:"Force a transport; the best that is safe where absent" example:"datastore"`
+	Quiesce           bool    `json:"quiesce,omitempty" yaml:"quiesce" doc:"Ask the guest's tools to bring its file systems to rest for the snapshot"`
+	LimitMBps         float64 `json:"limit_mbps,omitempty" yaml:"limit_mbps" doc:"Bandwidth limit of the whole job in MB/s (1,000,000 bytes); 0: none" minimum:"0"`
+	Priority          int     `json:"priority,omitempty" yaml:"priority" doc:"Jobs with a higher number are admitted first" minimum:"0" maximum:"100"`
+	NoVerify          bool    `json:"no_verify,omitempty" yaml:"no_verify" doc:"Do not read the target again to compare it with what was received"`
+}
+
+// State is what became of a job. Finer states are in [Progress.Phase].
+type State string
+
+const (
+	Pending   State = "pending"
+	Running   State = "running"
+	Completed State = "completed"
+	Failed    State = "failed"
+	Cancelled State = "cancelled"
+)
+
+// Ended says whether nothing will change any more.
+func (s State) Ended() bool { return s == Completed || s == Failed || s == Cancelled }
+
+// Phase is what a job is doing.
+type Phase string
+
+const (
+	Admit    Phase = "admit"    // waits for its turn
+	Place    Phase = "place"    // looks for a host to work on
+	Inspect  Phase = "inspect"  // looks at the VM and the target
+	Plan     Phase = "plan"     // decides, and checks that it can be done
+	Snap     Phase = "snapshot" // takes a snapshot of the source
+	Transfer Phase = "transfer" // copies disks
+	Verify   Phase = "verify"   // reads the target again
+	Manifest Phase = "manifest" // renames the files and writes the manifest
+	Clean    Phase = "clean"    // drops the snapshot and what else it left
+	Done     Phase = "done"
+)
+
+// Job is a job as the API answers it.
+type Job struct {
+	ID          string    `json:"id"`
+	Definition  Spec      `json:"definition"`
+	Status      State     `json:"status" enum:"pending,running,completed,failed,cancelled"`
+	Progress    *Progress `json:"progress,omitempty"`
+	Result      *Result   `json:"result,omitempty"`
+	Error       string    `json:"error,omitempty"`
+	CreatedAt   Time      `json:"created_at" doc:"When it was submitted"`
+	StartedAt   *Time     `json:"started_at,omitempty" doc:"When it was admitted"`
+	CompletedAt *Time     `json:"completed_at,omitempty"`
+	UpdatedAt   Time      `json:"updated_at"`
+	Host        string    `json:"host,omitempty" doc:"Host that has the job's files and logs"`
+	TemporalURL string    `json:"temporal_url,omitempty" doc:"The run in the Temporal Web UI"`
+}
+
+// Progress is how far a job has come.
+type Progress struct {
+	Phase              Phase          `json:"phase"`
+	PercentComplete    float64        `json:"percent_complete" doc:"Of the bytes of the phase, 0 to 100"`
+	CurrentFile        string         `json:"current_file,omitempty"`
+	CurrentStep        string         `json:"current_step,omitempty" doc:"One sentence for people"`
+	WaitingFor         string         `json:"waiting_for,omitempty" doc:"What keeps the job from going on, where something does"`
+	Paused             bool           `json:"paused,omitempty"`
+	BytesTransferred   int64          `json:"bytes_transferred" doc:"Bytes of the virtual disks that are dealt with"`
+	TotalBytes         int64          `json:"total_bytes" doc:"Bytes of the virtual disks in all"`
+	TransferRateMBps   float64        `json:"transfer_rate_mbps" doc:"MB/s (1,000,000 bytes) over the last seconds"`
+	EstimatedRemaining string         `json:"estimated_remaining,omitempty" doc:"Duration" example:"2m30s"`
+	LimitMBps          float64        `json:"limit_mbps,omitempty" doc:"Bandwidth limit in force, MB/s"`
+	Transport          string         `json:"transport,omitempty" doc:"How the disks are read"`
+	Disks              []DiskProgress `json:"disks,omitempty"`
+}
+
+// DiskProgress is how far one disk has come; the heartbeat of a data activity is one of these.
+type DiskProgress struct {
+	Disk        string  `json:"disk" doc:"Id of the disk on its platform"`
+	File        string  `json:"file" doc:"Name of the target file"`
+	Phase       Phase   `json:"phase"`
+	Done        int64   `json:"done" doc:"Bytes of the virtual disk that are dealt with"`
+	Total       int64   `json:"total" doc:"Size of the virtual disk"`
+	Read        int64   `json:"read" doc:"Bytes read from the source by this attempt"`
+	Written     int64   `json:"written" doc:"Bytes written to the target by this attempt"`
+	ResumedFrom int64   `json:"resumed_from,omitempty" doc:"Where the last attempt was taken up"`
+	RateMBps    float64 `json:"rate_mbps"`
+	Attempt     int32   `json:"attempt,omitempty"`
+	Waiting     string  `json:"waiting,omitempty" doc:"Why it does not go on now"`
+	Digest      string  `json:"digest,omitempty" doc:"Content digest, once known"`
+}
+
+// Result is what a job made. It is whole or absent.
+type Result struct {
+	VMName    string        `json:"vm_name"`
+	OutputDir string        `json:"output_dir"`
+	OVFPath   string        `json:"ovf_path"`
+	Files     []string      `json:"files" doc:"Paths of all files, the manifest last"`
+	TotalSize int64         `json:"total_size" doc:"Bytes of all files together"`
+	Duration  time.Duration `json:"duration" doc:"Nanoseconds since the job was admitted"`
+	Success   bool          `json:"success"`
+	Disks     []DiskResult  `json:"disks"`
+	Host      string        `json:"host,omitempty"`
+	Transport string        `json:"transport,omitempty"`
+	// Leftover says what could not be cleaned up and has to be looked after by hand.
+	Leftover []string `json:"leftover,omitempty"`
+}
+
+// DiskResult is one disk of a finished export.
+type DiskResult struct {
+	Disk    string `json:"disk"`
+	File    string `json:"file"`
+	Format  string `json:"format"`
+	Size    int64  `json:"size" doc:"Size of the virtual disk"`
+	Stored  int64  `json:"stored" doc:"Size of the file"`
+	Digest  string `json:"digest" doc:"Content digest of the virtual disk, independent of the format"`
+	SHA256  string `json:"sha256" doc:"SHA-256 of the file, as sha256sum prints it"`
+	Read    int64  `json:"read" doc:"Bytes read from the source, all attempts"`
+	Retries int32  `json:"retries,omitempty"`
+}
+
+// Time is a time in an answer: RFC 3339 in UTC with three fractional digits.
+type Time struct{ time.Time }
+
+const timeLayout = "2006-01-02T15:04:05.000Z07:00"
+
+// Now is the present as a Time.
+func Now() Time { return Time{time.Now().UTC()} }
+
+func (t Time) MarshalText() ([]byte, error) { return []byte(t.UTC().Format(timeLayout)), nil }
+
+func (t Time) MarshalJSON() ([]byte, error) {
+	return []byte(`"` + t.UTC().Format(timeLayout) + `"`), nil
+}
