@@ -5,8 +5,6 @@ package job
 
 import (
 	"time"
-
-	"hypersdk/providers"
 )
 
 // Spec is what was asked for. It carries names only: credentials given with a job are stored under a
