@@ -145,8 +145,9 @@ type Unordered interface{ Parallelism() int }
 // PackedWriter is an optional ability of a Writer that stores blocks packed. A block is BlockSize
 // bytes, or what is left at the end of the disk.
 type PackedWriter interface {
-	// Accepts says whether a block of n bytes packed with c can be stored as it is.
-	Accepts(c Codec, n int64) bool
+	// Accepts says whether a packed block of n bytes can be stored as it is. Its codec and whether its
+	// sum is known decide, not its bytes.
+	Accepts(p Packed, n int64) bool
 	// Pack compresses a block into buf (grown where it must), and answers false where it would not
 	// become smaller. It has no side effect and may be called from many goroutines: the copy loop
 	// packs on every core and writes in order, so that the same source gives the same file.

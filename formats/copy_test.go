@@ -1,0 +1,403 @@
+package formats_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"hypersdk/formats"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func digests(t *testing.T, size int64) *formats.Digests {
+	t.Helper()
+	d, err := formats.CreateDigests(&memFile{}, size)
+	require.NoError(t, err)
+	return d
+}
+
+// truth is the content digest of b, computed by reading it anew.
+func truth(t *testing.T, b []byte) formats.Digest {
+	t.Helper()
+	d, err := formats.DigestOf(t.Context(), &memImage{b: b}, digests(t, int64(len(b))), formats.VerifyOptions{})
+	require.NoError(t, err)
+	return d
+}
+
+var sizes = []int64{0, 1, 511, 64 << 10, 1 << 20, 2<<20 - 1, 2 << 20, 2<<20 + 1, 5<<20 + 12345, 64<<20 + 7}
+
+func TestCopyEveryTargetEverySize(t *testing.T) {
+	for _, size := range sizes {
+		src := content(uint64(size), size)
+		for name, dst := range map[string]interface {
+			formats.Writer
+			bytes() []byte
+		}{
+			"ordered":  view{newWriter(size, 1)},
+			"clusters": view{newWriter(size, 64<<10)},
+			"parallel": parallelView{parallelWriter{newWriter(size, 512)}},
+			"packing":  packingView{newPackingWriter(size)},
+		} {
+			t.Run(fmt.Sprintf("%s/%d", name, size), func(t *testing.T) {
+				d := digests(t, size)
+				res, err := formats.Copy(t.Context(), dst, &memImage{b: src}, formats.CopyOptions{Workers: 3, Digests: d})
+				require.NoError(t, err)
+				require.True(t, bytes.Equal(src, dst.bytes()), "the copy differs")
+				require.Equal(t, size, res.Done)
+				require.Equal(t, size, res.Read)
+				require.Equal(t, truth(t, src), res.Digest)
+			})
+		}
+	}
+}
+
+type view struct{ *memWriter }
+
+func (v view) bytes() []byte { return v.b }
+
+type parallelView struct{ parallelWriter }
+
+func (v parallelView) bytes() []byte { return v.b }
+
+type packingView struct{ *packingWriter }
+
+func (v packingView) bytes() []byte { return v.b }
+
+func TestCopyReadsOnlyData(t *testing.T) {
+	const mib = 1 << 20
+	src := content(1, 40*mib)
+	clear(src[3*mib : 30*mib])
+	img := &memImage{b: src, extents: []formats.Extent{
+		{Off: 0, Len: 3 * mib, Kind: formats.Data},
+		{Off: 3 * mib, Len: 27 * mib, Kind: formats.Zero},
+		{Off: 30 * mib, Len: 10 * mib, Kind: formats.Data},
+	}}
+	dst := newWriter(40*mib, 512)
+	for i := range dst.b {
+		dst.b[i] = 0xee // zeros must be written over what was there
+	}
+	d := digests(t, 40*mib)
+	res, err := formats.Copy(t.Context(), dst, img, formats.CopyOptions{Digests: d})
+	require.NoError(t, err)
+	require.EqualValues(t, 13*mib, res.Read)
+	require.True(t, bytes.Equal(src, dst.b))
+	require.Equal(t, truth(t, src), res.Digest)
+}
+
+func TestCopyLeavesWhatIsAbsent(t *testing.T) {
+	const k = 64 << 10
+	src := content(2, 160*k)
+	img := &memImage{b: src, extents: []formats.Extent{
+		{Off: 0, Len: 3 * k, Kind: formats.Absent},
+		{Off: 3 * k, Len: k, Kind: formats.Data},
+		{Off: 4 * k, Len: 100 * k, Kind: formats.Absent},
+		{Off: 104 * k, Len: k, Kind: formats.Zero},
+		{Off: 105 * k, Len: 55 * k, Kind: formats.Data},
+	}}
+	dst := newWriter(160*k, k)
+	old := content(3, 160*k)
+	copy(dst.b, old)
+	want := bytes.Clone(old)
+	copy(want[3*k:4*k], src[3*k:4*k])
+	clear(want[104*k : 105*k])
+	copy(want[105*k:], src[105*k:])
+
+	res, err := formats.Copy(t.Context(), dst, img, formats.CopyOptions{Digests: digests(t, 160*k)})
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(want, dst.b))
+	require.Zero(t, res.Digest, "part of the disk is unknown, so there is no digest of it")
+
+	img.extents[1].Len, img.extents[2] = k/2, formats.Extent{Off: 3*k + k/2, Len: 100*k + k/2, Kind: formats.Absent}
+	_, err = formats.Copy(t.Context(), dst, img, formats.CopyOptions{})
+	require.ErrorIs(t, err, formats.ErrAlign, "half a cluster would erase its other half")
+}
+
+func TestCopyRefusesAMapThatDoesNotTile(t *testing.T) {
+	for name, extents := range map[string][]formats.Extent{
+		"gap":     {{Off: 0, Len: 10, Kind: formats.Data}, {Off: 20, Len: 80, Kind: formats.Data}},
+		"overlap": {{Off: 0, Len: 60, Kind: formats.Data}, {Off: 50, Len: 50, Kind: formats.Data}},
+		"short":   {{Off: 0, Len: 60, Kind: formats.Data}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := formats.Copy(t.Context(), newWriter(100, 1), &memImage{b: make([]byte, 100), extents: extents}, formats.CopyOptions{})
+			require.ErrorIs(t, err, formats.ErrCorrupt)
+		})
+	}
+}
+
+// A copy that is cut anywhere and taken up at its last durable checkpoint gives the same disk and the
+// same digest, and reads at most 64 MiB twice.
+func TestCopyResumes(t *testing.T) {
+	const size = 120<<20 + 4321
+	src := content(4, size)
+	cut := errors.New("cut")
+	for _, at := range []int64{0, 1 << 20, 30 << 20, 99 << 20, size - 10} {
+		t.Run(fmt.Sprint(at), func(t *testing.T) {
+			dst, file, journalFile := newWriter(size, 64<<10), &memFile{}, &memFile{}
+			d, err := formats.CreateDigests(file, size)
+			require.NoError(t, err)
+			j, from, err := formats.OpenJournal(journalFile, "disk 1")
+			require.NoError(t, err)
+			require.Zero(t, from)
+			var reached atomic.Int64
+			img := &memImage{b: src, reads: func(off int64, n int) error {
+				if off+int64(n) > at {
+					return cut
+				}
+				reached.Store(max(reached.Load(), off+int64(n)))
+				return nil
+			}}
+			_, err = formats.Copy(t.Context(), dst, img, formats.CopyOptions{Workers: 4, Digests: d, Durable: j.Record})
+			require.ErrorIs(t, err, cut)
+
+			j, from, err = formats.OpenJournal(journalFile.crash(), "disk 1")
+			require.NoError(t, err)
+			if from.Off > 0 {
+				d, err = formats.OpenDigests(file.crash())
+			} else {
+				d, err = formats.CreateDigests(file.crash(), size)
+			}
+			require.NoError(t, err)
+			require.LessOrEqual(t, reached.Load()-from.Off, int64(64<<20))
+			again := newWriter(size, 64<<10)
+			if from.Off > 0 {
+				var i int
+				_, err := fmt.Sscan(from.Token, &i)
+				require.NoError(t, err)
+				copy(again.b, dst.saved[i])
+			}
+			res, err := formats.Copy(t.Context(), again, &memImage{b: src}, formats.CopyOptions{From: from, Digests: d, Durable: j.Record})
+			require.NoError(t, err)
+			require.Equal(t, size-from.Off, res.Read)
+			require.True(t, bytes.Equal(src, again.b))
+			require.Equal(t, truth(t, src), res.Digest)
+		})
+	}
+}
+
+func TestCopyStopsOnRequestAndKeepsWhatItDid(t *testing.T) {
+	const size = 100 << 20
+	src := content(5, size)
+	stop := make(chan struct{})
+	var last formats.Checkpoint
+	n := 0
+	img := &memImage{b: src, reads: func(int64, int) error {
+		if n++; n == 20 {
+			close(stop)
+		}
+		return nil
+	}}
+	dst := newWriter(size, 512)
+	_, err := formats.Copy(t.Context(), dst, img, formats.CopyOptions{Workers: 1, Stop: stop,
+		Durable: func(cp formats.Checkpoint) error { last = cp; return nil }})
+	require.ErrorIs(t, err, formats.ErrStopped)
+	require.GreaterOrEqual(t, last.Off, int64(40<<20), "20 windows of 2 MiB were read")
+	require.Less(t, last.Off, int64(size))
+	require.True(t, bytes.Equal(src[:last.Off], dst.b[:last.Off]))
+}
+
+func TestCopyFailsPromptlyAndOnce(t *testing.T) {
+	boom := errors.New("boom")
+	src := content(6, 50<<20)
+	t.Run("source", func(t *testing.T) {
+		img := &memImage{b: src, reads: func(off int64, _ int) error {
+			if off >= 20<<20 {
+				return boom
+			}
+			return nil
+		}}
+		_, err := formats.Copy(t.Context(), newWriter(50<<20, 512), img, formats.CopyOptions{})
+		require.ErrorIs(t, err, boom)
+	})
+	t.Run("short source", func(t *testing.T) {
+		_, err := formats.Copy(t.Context(), newWriter(50<<20, 512), shortImage{&memImage{b: src}}, formats.CopyOptions{})
+		require.ErrorIs(t, err, formats.ErrCorrupt)
+	})
+	t.Run("target", func(t *testing.T) {
+		for _, dst := range []formats.Writer{&memWriter{b: make([]byte, 50<<20), block: 512, fail: boom},
+			parallelWriter{&memWriter{b: make([]byte, 50<<20), block: 512, fail: boom}}} {
+			_, err := formats.Copy(t.Context(), dst, &memImage{b: src}, formats.CopyOptions{})
+			require.ErrorIs(t, err, boom)
+		}
+	})
+	t.Run("checkpoint", func(t *testing.T) {
+		_, err := formats.Copy(t.Context(), newWriter(50<<20, 512), &memImage{b: src},
+			formats.CopyOptions{Durable: func(formats.Checkpoint) error { return boom }})
+		require.ErrorIs(t, err, boom)
+	})
+	t.Run("cancel", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		img := &memImage{b: src, reads: func(off int64, _ int) error {
+			if off >= 10<<20 {
+				cancel()
+			}
+			return nil
+		}}
+		_, err := formats.Copy(ctx, newWriter(50<<20, 512), img, formats.CopyOptions{})
+		require.ErrorIs(t, err, context.Canceled)
+	})
+	t.Run("pace", func(t *testing.T) {
+		_, err := formats.Copy(t.Context(), newWriter(50<<20, 512), &memImage{b: src},
+			formats.CopyOptions{Pace: func(context.Context, int64) error { return boom }})
+		require.ErrorIs(t, err, boom)
+	})
+}
+
+type shortImage struct{ *memImage }
+
+func (s shortImage) Size() int64 { return s.memImage.Size() + 100 }
+
+func TestCopyMovesPackedBlocks(t *testing.T) {
+	const size = 10<<20 + 1000
+	src := content(7, size)
+	for _, sums := range []bool{false, true} {
+		dst := newPackingWriter(size)
+		dst.sums = sums
+		res, err := formats.Copy(t.Context(), dst, packedImage{&memImage{b: src}, -1}, formats.CopyOptions{Digests: digests(t, size)})
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(src, dst.b))
+		require.Equal(t, truth(t, src), res.Digest)
+		p := pack(src[:64<<10])
+		if got, ok := dst.moved[0]; ok {
+			require.Equal(t, p.Bytes, got.Bytes, "the block travelled as it was")
+		}
+	}
+	t.Run("rotten", func(t *testing.T) {
+		img := packedImage{&memImage{b: bytes.Repeat([]byte("some text "), size/10)}, 640 << 10}
+		_, err := formats.Copy(t.Context(), newPackingWriter(img.Size()), img, formats.CopyOptions{})
+		require.ErrorIs(t, err, formats.ErrCorrupt, "a rotten block fails, it does not travel")
+		require.ErrorContains(t, err, "655360")
+	})
+	t.Run("to a plain target", func(t *testing.T) {
+		dst := newWriter(size, 512)
+		_, err := formats.Copy(t.Context(), dst, packedImage{&memImage{b: src}, -1}, formats.CopyOptions{})
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(src, dst.b))
+	})
+}
+
+// chunksOf cuts src into packed grains of 64 KiB, leaving out the empty ones.
+func chunksOf(src []byte) []formats.Chunk {
+	var out []formats.Chunk
+	for off := 0; off < len(src); off += 64 << 10 {
+		b := src[off:min(off+64<<10, len(src))]
+		if !bytes.Equal(b, make([]byte, len(b))) {
+			out = append(out, formats.Chunk{Off: int64(off), Len: int64(len(b)), Packed: pack(b)})
+		}
+	}
+	return out
+}
+
+func TestCopyStream(t *testing.T) {
+	const size = 20<<20 + 65536*3
+	src := content(8, size)
+	other := content(9, size)
+	r := rand.New(rand.NewPCG(1, 2))
+	cases := map[string]func() []formats.Chunk{
+		"in order": func() []formats.Chunk { return chunksOf(src) },
+		"shuffled": func() []formats.Chunk {
+			c := chunksOf(src)
+			r.Shuffle(len(c), func(i, j int) { c[i], c[j] = c[j], c[i] })
+			return c
+		},
+		"some twice, the last counts": func() []formats.Chunk {
+			wrong := chunksOf(other)
+			keep := wrong[:0]
+			have := map[int64]bool{}
+			for _, c := range chunksOf(src) {
+				have[c.Off] = true
+			}
+			for _, c := range wrong {
+				if have[c.Off] {
+					keep = append(keep, c)
+				}
+			}
+			return append(keep, chunksOf(src)...)
+		},
+	}
+	for name, chunks := range cases {
+		for _, dst := range []interface {
+			formats.Writer
+			bytes() []byte
+		}{view{newWriter(size, 512)}, packingView{newPackingWriter(size)}, parallelView{parallelWriter{newWriter(size, 1)}}} {
+			t.Run(fmt.Sprintf("%s/%T", name, dst), func(t *testing.T) {
+				if _, parallel := dst.(parallelView); parallel && name != "in order" {
+					t.Skip("the last chunk counts: such a target takes a stream only in order")
+				}
+				d := digests(t, size)
+				res, err := formats.Copy(t.Context(), dst, &chunkStream{size, chunks(), io.EOF}, formats.CopyOptions{Digests: d})
+				require.NoError(t, err)
+				require.True(t, bytes.Equal(src, dst.bytes()))
+				if len(res.Late) > 0 {
+					require.Zero(t, res.Digest)
+					require.NoError(t, formats.Redigest(t.Context(), &memImage{b: dst.bytes()}, d, res.Late))
+					res.Digest, err = d.Root()
+					require.NoError(t, err)
+				}
+				require.Equal(t, truth(t, src), res.Digest)
+			})
+		}
+	}
+	for name, s := range map[string]*chunkStream{
+		"ends early":        {size, chunksOf(src)[:3], fmt.Errorf("no end marker: %w", formats.ErrCorrupt)},
+		"behind the disk":   {1 << 20, []formats.Chunk{{Off: 1 << 20, Len: 512, Data: make([]byte, 512)}}, io.EOF},
+		"negative":          {1 << 20, []formats.Chunk{{Off: -512, Len: 512, Data: make([]byte, 512)}}, io.EOF},
+		"length overflow":   {1 << 20, []formats.Chunk{{Off: 512, Len: 1<<63 - 1}}, io.EOF},
+		"shorter than said": {1 << 20, []formats.Chunk{{Off: 0, Len: 65536, Packed: pack(make([]byte, 100))}}, io.EOF},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := formats.Copy(t.Context(), newWriter(s.size, 512), s, formats.CopyOptions{})
+			require.ErrorIs(t, err, formats.ErrCorrupt)
+		})
+	}
+}
+
+func TestManyCopiesShareBuffers(t *testing.T) {
+	buffers := formats.NewBuffers(8 << 20)
+	errs := make(chan error, 8)
+	for i := range 8 {
+		src := content(uint64(20+i), 30<<20)
+		dst := newWriter(30<<20, 512)
+		go func() {
+			_, err := formats.Copy(t.Context(), dst, &memImage{b: src}, formats.CopyOptions{Workers: 4, Buffers: buffers})
+			if err == nil && !bytes.Equal(src, dst.b) {
+				err = errors.New("the copy differs")
+			}
+			errs <- err
+		}()
+	}
+	for range 8 {
+		require.NoError(t, <-errs)
+	}
+}
+
+func TestVerifyNamesTheFirstDifference(t *testing.T) {
+	const size = 30<<20 + 100
+	src := content(10, size)
+	d := digests(t, size)
+	want, err := formats.DigestOf(t.Context(), &memImage{b: src}, d, formats.VerifyOptions{Workers: 3})
+	require.NoError(t, err)
+	got, err := formats.Verify(t.Context(), &memImage{b: src}, d, formats.VerifyOptions{})
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+
+	bad := bytes.Clone(src)
+	bad[7<<20] ^= 1
+	bad[8<<20+5] ^= 1
+	bad[20<<20] ^= 1
+	_, err = formats.Verify(t.Context(), &memImage{b: bad}, d, formats.VerifyOptions{Workers: 1})
+	require.ErrorIs(t, err, formats.ErrCorrupt)
+	require.ErrorContains(t, err, "[7340032, ")
+
+	_, err = formats.Verify(t.Context(), &memImage{b: src[:size-1]}, d, formats.VerifyOptions{})
+	require.ErrorIs(t, err, formats.ErrCorrupt)
+}
