@@ -291,8 +291,12 @@ func (c *copier) finish(p *piece) error {
 		return nil
 	}
 	for i, s := range p.sums {
-		if s == (Sum{}) && !p.late {
-			continue // partly absent: what an earlier copy noted stands
+		if s == (Sum{}) {
+			// Not known. What was noted before stands, unless a late chunk has just written over it.
+			at := (first + int64(i)) * BlockSize
+			if touched, _ := p.has(at, c.opt.Digests.BlockLen(first+int64(i))); !p.late || !touched {
+				continue
+			}
 		}
 		if err := c.opt.Digests.Put(first+int64(i), s); err != nil {
 			return err

@@ -254,16 +254,16 @@ func (s *chunkStream) Next(context.Context) (formats.Chunk, error) {
 // content is a disk of runs: zeros, noise and text, by seed.
 func content(seed uint64, size int64) []byte {
 	r := rand.New(rand.NewPCG(seed, 1))
+	noise := rand.NewChaCha8([32]byte{byte(seed)})
+	text := bytes.Repeat([]byte("all work and no play "), 1<<17)
 	b := make([]byte, size)
 	for at := int64(0); at < size; {
 		n := min(1+r.Int64N(1<<r.IntN(22)), size-at)
 		switch r.IntN(3) {
 		case 1:
-			for i := range b[at : at+n] {
-				b[at+int64(i)] = byte(r.Uint32())
-			}
+			_, _ = noise.Read(b[at : at+n])
 		case 2:
-			copy(b[at:at+n], bytes.Repeat([]byte("all work and no play "), int(n/21+1)))
+			copy(b[at:at+n], text)
 		}
 		at += n
 	}
