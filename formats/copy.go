@@ -149,6 +149,8 @@ func (c *copier) footprint() int64 {
 func (c *copier) run(ctx context.Context) (Result, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	c.opt.Buffers.enter()
+	defer c.opt.Buffers.leave()
 
 	// order holds the pieces under way in the order of the disk (or of the stream); work hands the
 	// same pieces to the workers. Its length bounds how far reading runs ahead of writing.
@@ -347,8 +349,24 @@ type Buffers struct {
 	limit int64
 	mu    sync.Mutex
 	used  int64
+	users int           // copies that run
 	freed chan struct{} // closed and replaced when something comes back
 	free  []*piece
+}
+
+// enter and leave frame a copy: when none runs, the memory is given back.
+func (b *Buffers) enter() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.users++
+}
+
+func (b *Buffers) leave() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.users--; b.users == 0 {
+		b.free = nil
+	}
 }
 
 // NewBuffers bounds copies to about that many bytes together. One window of each copy is always let
@@ -386,10 +404,6 @@ func (b *Buffers) put(p *piece) {
 	defer b.mu.Unlock()
 	b.used -= p.cost
 	b.free = append(b.free, p)
-	if b.used == 0 {
-		// Idle: what the last copies needed is not what the next ones will.
-		b.free = nil
-	}
 	close(b.freed)
 	b.freed = make(chan struct{})
 }
