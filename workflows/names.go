@@ -3,12 +3,13 @@ package workflows
 // Names are contracts: a history that was recorded under one replays under it for ever, so nothing
 // here is renamed, only added.
 const (
-	// ExportWorkflow is one VM exported; its workflow id is the job's id.
+	// ExportWorkflow is one VM exported: a job.Spec in, a job.Result out. Its workflow id is the job's id.
 	ExportWorkflow = "export"
 	// AdmissionWorkflow decides who may run now. There is one, with the id AdmissionID.
 	AdmissionWorkflow = "admission"
 	AdmissionID       = "hypersdk-admission"
-	// LogWorkflow fetches a page of a job's log from the host that has it.
+	// LogWorkflow fetches a page of a job's log from the host that has it: a job.LogRequest in, a
+	// job.LogPage out.
 	LogWorkflow = "fetch-log"
 
 	// Queue is where workflows and short activities run.
@@ -16,17 +17,18 @@ const (
 	// PlaceQueue is polled by every worker that can take disks; who answers becomes the job's host.
 	PlaceQueue = "hypersdk-place"
 
-	// QueryStatus answers a Snapshot of a job: coarse progress without the bytes in flight.
+	// QueryStatus answers a job.Snapshot: coarse progress without the bytes in flight.
 	QueryStatus = "status"
-	// QueryLimits answers a Limits: what the running activities of a job ask every second.
+	// QueryLimits answers a job.Limits: what the running activities of a job ask every second.
 	QueryLimits = "limits"
-	// QueryWaiting answers, of the admission workflow, a map of job id to what it waits for.
+	// QueryWaiting answers, of the admission workflow, a map of job id to what it waits for: of the jobs
+	// whose ids are its argument, a list, or where there is none of the first MaxWaiting in the queue.
 	QueryWaiting = "waiting"
 
-	// UpdateControl pauses, resumes or limits a job: a Control in, a Limits out.
+	// UpdateControl pauses, resumes or limits a job: a job.Control in, a job.Limits out.
 	UpdateControl = "control"
 
-	// MemoSpec holds the Spec from the start; MemoStatus the last Snapshot, and the whole of it at the
+	// MemoSpec holds the Spec from the start; MemoStatus the last job.Snapshot, and the whole of it at the
 	// end, so that a list needs nothing but visibility.
 	MemoSpec   = "spec"
 	MemoStatus = "status"
@@ -34,3 +36,15 @@ const (
 
 // HostQueue is the queue of the host with this id: activities that share its disks run there.
 func HostQueue(id string) string { return "disk@" + id }
+
+// Signals.
+const (
+	// SignalAsk asks admission for a turn: an activities.Ticket.
+	SignalAsk = "ask"
+	// SignalRelease gives a turn back, or leaves the queue: a job id.
+	SignalRelease = "release"
+	// SignalLimit changes how many jobs admission lets run at once: a number.
+	SignalLimit = "limit"
+	// SignalAdmitted tells a job that it is its turn.
+	SignalAdmitted = "admitted"
+)

@@ -1,0 +1,450 @@
+package activities
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/converter"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/testsuite"
+	"go.uber.org/goleak"
+
+	"hypersdk/formats"
+	"hypersdk/formats/formatstest"
+	"hypersdk/providers"
+	"hypersdk/workflows/job"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// segment is what a kill may cost, at most.
+const segment = 64 * mib
+
+func TestTransferVerifyFinish(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	got, err := b.transfer()
+	require.NoError(t, err)
+	require.Equal(t, b.platform.disk.Size(), got.Stored)
+	require.Equal(t, b.platform.disk.Size(), got.Read)
+	require.Equal(t, int32(1), got.Attempts)
+	require.Equal(t, []string{claimName, ".web-01-disk-1.raw.digests", ".web-01-disk-1.raw.journal", ".web-01-disk-1.raw.part"}, b.names(), "all is hidden")
+	b.sameAsSource(b.path(".web-01-disk-1.raw.part"))
+
+	v, err := b.verify(got)
+	require.NoError(t, err)
+	out, err := b.finish(got, v)
+	require.NoError(t, err)
+	require.Equal(t, []string{"manifest.json", "web-01-disk-1.raw", "web-01-disk-1.raw.digests"}, b.names())
+	require.Equal(t, []string{b.path("web-01-disk-1.raw"), b.path("web-01-disk-1.raw.digests"), b.path("manifest.json")}, out.Files)
+	b.sameAsSource(b.path("web-01-disk-1.raw"))
+
+	sum, err := exec.CommandContext(t.Context(), "sha256sum", b.path("web-01-disk-1.raw")).Output()
+	require.NoError(t, err)
+	require.Equal(t, strings.Fields(string(sum))[0], v.SHA256)
+	for _, line := range []string{`"msg":"copying"`, `"msg":"copied"`, `"msg":"verified"`, `"msg":"export is complete"`} {
+		require.Contains(t, b.log(), line)
+	}
+}
+
+// cut is a connection that breaks after n bytes, once.
+func cut(n int64) func(off, n int64) error {
+	var seen atomic.Int64
+	var done atomic.Bool
+	return func(_, got int64) error {
+		if seen.Add(got) > n && done.CompareAndSwap(false, true) {
+			return &providers.Error{Op: "fake: read", Reason: providers.Unavailable, Msg: "connection reset"}
+		}
+		return nil
+	}
+}
+
+func TestTransferIsTakenUp(t *testing.T) {
+	for _, at := range []int64{0, 3 * mib, 40 * mib, 79 * mib} {
+		b := newBench(t)
+		_, err := b.prepare()
+		require.NoError(t, err)
+		b.platform.fault = cut(at)
+		_, err = b.transfer()
+		app := failure(t, err)
+		require.Equal(t, string(providers.Unavailable), app.Type())
+		require.False(t, app.NonRetryable())
+		require.Contains(t, app.Message(), "connection reset")
+		first := b.platform.read
+
+		got, err := b.transfer()
+		require.NoError(t, err)
+		require.LessOrEqual(t, b.platform.read-first, b.platform.disk.Size()-at+segment)
+		require.LessOrEqual(t, b.platform.disk.Size()-got.ResumedFrom, b.platform.disk.Size()-at+segment)
+		if at >= 40*mib {
+			require.Positive(t, got.ResumedFrom)
+		}
+		b.sameAsSource(b.path(".web-01-disk-1.raw.part"))
+		_, err = b.verify(got)
+		require.NoError(t, err)
+	}
+}
+
+// An attempt whose predecessor died after its last byte has nothing left to read.
+func TestTransferThatWasComplete(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	first, err := b.transfer()
+	require.NoError(t, err)
+	read := b.platform.read
+	again, err := b.transfer()
+	require.NoError(t, err)
+	require.Equal(t, read, b.platform.read)
+	require.Equal(t, first.Digest, again.Digest)
+	require.Equal(t, first.Inode, again.Inode)
+}
+
+// What an attempt can rely on is checked: a journal alone is worth nothing.
+func TestTransferBeginsAnew(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(t *testing.T, b *bench)
+	}{
+		{"the file was removed", func(t *testing.T, b *bench) { require.NoError(t, os.Remove(b.path(".web-01-disk-1.raw.part"))) }},
+		{"the digests were removed", func(t *testing.T, b *bench) { require.NoError(t, os.Remove(b.path(".web-01-disk-1.raw.digests"))) }},
+		{"the digests are damaged", func(t *testing.T, b *bench) {
+			require.NoError(t, os.WriteFile(b.path(".web-01-disk-1.raw.digests"), []byte("nonsense"), 0o600))
+		}},
+		{"the journal was removed", func(t *testing.T, b *bench) { require.NoError(t, os.Remove(b.path(".web-01-disk-1.raw.journal"))) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBench(t)
+			_, err := b.prepare()
+			require.NoError(t, err)
+			b.platform.fault = cut(60 * mib)
+			_, err = b.transfer()
+			require.Error(t, err)
+			c.change(t, b)
+			got, err := b.transfer()
+			require.NoError(t, err)
+			require.Zero(t, got.ResumedFrom)
+			b.sameAsSource(b.path(".web-01-disk-1.raw.part"))
+		})
+	}
+}
+
+// Another snapshot is another disk: nothing of the old one may stay.
+func TestTransferOfAnotherSnapshot(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	b.platform.fault = cut(60 * mib)
+	_, err = b.transfer()
+	require.Error(t, err)
+
+	b.platform.disk = formatstest.NewDisk(8, b.platform.disk.Size())
+	in := b.request()
+	in.Ref.Snapshot = "s2"
+	got, err := call(b, b.data.TransferDisk, in)
+	require.NoError(t, err)
+	require.Zero(t, got.ResumedFrom)
+	b.sameAsSource(b.path(".web-01-disk-1.raw.part"))
+}
+
+func TestOneAttemptAtATime(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	p, err := b.site.openPart(b.request())
+	require.NoError(t, err)
+	_, err = b.transfer()
+	app := failure(t, err)
+	require.Equal(t, string(providers.Precondition), app.Type())
+	require.Equal(t, b.site.Paces.Precondition, app.NextRetryDelay())
+	require.Contains(t, app.Message(), "is still being written by another attempt")
+	require.NoError(t, p.Close())
+	_, err = b.transfer()
+	require.NoError(t, err)
+}
+
+func TestDiskFull(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	b.wrap = func(f formats.File) formats.File { return &formatstest.Faulty{File: f, Fault: formatstest.NoSpace(50 * mib)} }
+	_, err = b.transfer()
+	app := failure(t, err)
+	require.Equal(t, string(providers.Exhausted), app.Type())
+	require.False(t, app.NonRetryable())
+	require.Equal(t, b.site.Paces.Exhausted, app.NextRetryDelay())
+	require.Contains(t, app.Message(), "no space left in "+b.path("")[:len(b.path(""))-1])
+	require.Regexp(t, `about \d+\.\d MiB more is needed for web-01-disk-1.raw`, app.Message())
+	require.Contains(t, app.Message(), "host one")
+
+	b.wrap = nil
+	got, err := b.transfer()
+	require.NoError(t, err)
+	require.Positive(t, got.ResumedFrom)
+	b.sameAsSource(b.path(".web-01-disk-1.raw.part"))
+}
+
+func TestTargetFolderIsRemoved(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	var once atomic.Bool
+	b.platform.fault = func(off, _ int64) error {
+		if off > 10*mib && once.CompareAndSwap(false, true) {
+			require.NoError(t, os.RemoveAll(b.out))
+		}
+		return nil
+	}
+	_, err = b.transfer()
+	app := failure(t, err)
+	require.True(t, app.NonRetryable())
+	require.Equal(t, string(providers.NotFound), app.Type())
+	require.Contains(t, app.Message(), "was removed or replaced while the disk was being written")
+	require.Less(t, b.platform.read, b.platform.disk.Size(), "it is noticed on the way")
+	require.NoDirExists(t, b.out, "and not made again")
+
+	_, err = b.transfer()
+	require.True(t, failure(t, err).NonRetryable(), "a later attempt does not make it either")
+	require.NoDirExists(t, b.out)
+}
+
+// The folder was claimed by the job on another host while this one was away.
+func TestAnotherHostTookOver(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	other := newBench(t, func(c *Config) { c.Host = "h2" })
+	other.out, other.platform = b.out, b.platform
+	var once atomic.Bool
+	b.platform.fault = func(off, _ int64) error {
+		if off > 10*mib && once.CompareAndSwap(false, true) {
+			p, err := other.prepare()
+			require.NoError(t, err)
+			require.Equal(t, "h1", p.TookOver)
+		}
+		return nil
+	}
+	_, err = b.transfer()
+	require.Contains(t, failure(t, err).Message(), "belongs to the job on host h2 now")
+}
+
+func TestSourceFails(t *testing.T) {
+	for reason, again := range map[providers.Reason]bool{
+		providers.NotFound: false, providers.Auth: false, providers.Corrupt: false,
+		providers.Precondition: true, providers.Throttled: true, providers.Unavailable: true,
+	} {
+		t.Run(string(reason), func(t *testing.T) {
+			b := newBench(t)
+			_, err := b.prepare()
+			require.NoError(t, err)
+			b.platform.openErr = &providers.Error{Op: "fake: open disk", Object: "2000", Reason: reason, Msg: "so it is"}
+			_, err = b.transfer()
+			app := failure(t, err)
+			require.Equal(t, string(reason), app.Type())
+			require.Equal(t, again, !app.NonRetryable())
+			require.Equal(t, "fake: open disk 2000: so it is", app.Message())
+		})
+	}
+}
+
+func TestDiskChangedItsSize(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	in := b.request()
+	b.platform.disk = formatstest.NewDisk(7, in.Size+mib)
+	_, err = call(b, b.data.TransferDisk, in)
+	require.True(t, failure(t, err).NonRetryable())
+	require.Contains(t, failure(t, err).Message(), "in its snapshot")
+}
+
+// A cancelled copy stops at once, also when the source does not answer.
+func TestTransferIsCancelled(t *testing.T) {
+	for _, hang := range []bool{false, true} {
+		b := newBench(t)
+		_, err := b.prepare()
+		require.NoError(t, err)
+		var cancel context.CancelCauseFunc
+		set := cancellable(&cancel)
+		reached := make(chan struct{})
+		var once atomic.Bool
+		b.platform.fault = func(off, _ int64) error {
+			if off < 10*mib || !once.CompareAndSwap(false, true) && !hang {
+				return nil
+			}
+			select {
+			case <-reached:
+			default:
+				close(reached)
+			}
+			return nil
+		}
+		var at time.Time
+		go func() { <-reached; at = time.Now(); cancel(temporal.NewCanceledError()) }()
+		_, err = b.transfer(set)
+		require.True(t, temporal.IsCanceledError(err), "%v", err)
+		require.Less(t, time.Since(at), 2*time.Second)
+	}
+}
+
+// A stopping worker is not a cancelled job: what was copied is safe, and the next attempt goes on.
+func TestWorkerStops(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	stop := make(chan struct{})
+	var once atomic.Bool
+	b.platform.fault = func(off, _ int64) error {
+		if off >= 30*mib && once.CompareAndSwap(false, true) {
+			close(stop)
+		}
+		return nil
+	}
+	_, err = b.transfer(func(env *testsuite.TestActivityEnvironment) { env.SetWorkerStopChannel(stop) })
+	app := failure(t, err)
+	require.False(t, app.NonRetryable())
+	require.Equal(t, string(providers.Unavailable), app.Type())
+	require.Equal(t, b.site.Paces.Again, app.NextRetryDelay())
+	require.Contains(t, app.Message(), "the worker stops")
+	read := b.platform.read
+	got, err := b.transfer()
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, got.ResumedFrom, int64(30*mib), "the segment was finished")
+	require.Equal(t, b.platform.disk.Size()-got.ResumedFrom, b.platform.read-read)
+}
+
+// A source that does not answer while the worker stops does not hold it up.
+func TestWorkerStopsWhileTheSourceHangs(t *testing.T) {
+	b := newBench(t, func(c *Config) { c.StopWithin = 50 * time.Millisecond })
+	_, err := b.prepare()
+	require.NoError(t, err)
+	stop, hang := make(chan struct{}), make(chan struct{})
+	var once atomic.Bool
+	b.platform.fault = func(off, _ int64) error {
+		if off >= 30*mib {
+			if once.CompareAndSwap(false, true) {
+				close(stop)
+				time.AfterFunc(200*time.Millisecond, func() { close(hang) })
+			}
+			<-hang
+		}
+		return nil
+	}
+	_, err = b.transfer(func(env *testsuite.TestActivityEnvironment) { env.SetWorkerStopChannel(stop) })
+	require.Contains(t, failure(t, err).Message(), "the worker stops")
+}
+
+func TestStalledSource(t *testing.T) {
+	b := newBench(t, func(c *Config) { c.Stall, c.Heartbeat = 100*time.Millisecond, 100*time.Millisecond })
+	_, err := b.prepare()
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	b.platform.fault = func(off, _ int64) error {
+		if off >= 10*mib {
+			<-ctx.Done()
+		}
+		return nil
+	}
+	time.AfterFunc(time.Second, cancel)
+	_, err = b.transfer()
+	app := failure(t, err)
+	require.False(t, app.NonRetryable())
+	require.Contains(t, app.Message(), "no byte has moved for 100ms")
+}
+
+func TestPausedTransfer(t *testing.T) {
+	b := newBench(t, func(c *Config) { c.Stall, c.Heartbeat = 200*time.Millisecond, 100*time.Millisecond })
+	_, err := b.prepare()
+	require.NoError(t, err)
+	b.engine.set(job.Limits{Paused: true})
+	in := b.request()
+	in.Limits.Paused = true
+	var beats atomic.Int64
+	_, err = call(b, b.data.TransferDisk, in, func(env *testsuite.TestActivityEnvironment) {
+		env.SetOnActivityHeartbeatListener(func(_ *activity.Info, details converter.EncodedValues) {
+			var p job.DiskProgress
+			if details.Get(&p) == nil && p.Waiting == "paused" && beats.Add(1) == 10 {
+				if b.platform.read == 0 {
+					b.engine.set(job.Limits{})
+				}
+			}
+		})
+	})
+	require.NoError(t, err, "a pause is longer than a stall, and none")
+	require.GreaterOrEqual(t, beats.Load(), int64(10))
+}
+
+func TestVerifyFindsADifference(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	got, err := b.transfer()
+	require.NoError(t, err)
+	f, err := os.OpenFile(b.path(".web-01-disk-1.raw.part"), os.O_RDWR, 0)
+	require.NoError(t, err)
+	var one [1]byte
+	_, err = f.ReadAt(one[:], 33*mib+7)
+	require.NoError(t, err)
+	one[0] ^= 1
+	_, err = f.WriteAt(one[:], 33*mib+7)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+
+	_, err = b.verify(got)
+	app := failure(t, err)
+	require.True(t, app.NonRetryable())
+	require.Equal(t, string(providers.Corrupt), app.Type())
+	require.Contains(t, app.Message(), "the target differs from what was received")
+	require.Contains(t, app.Message(), "34603008", "the first stretch that differs is named")
+}
+
+func TestVerifyWantsTheRightDigest(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	got, err := b.transfer()
+	require.NoError(t, err)
+	got.Digest = formats.Digest{1}.String()
+	_, err = b.verify(got)
+	require.Equal(t, string(providers.Corrupt), failure(t, err).Type())
+}
+
+func TestEmptyDisk(t *testing.T) {
+	b := newBench(t)
+	b.platform.disk = formatstest.NewDisk(1, 0)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	got, err := b.transfer()
+	require.NoError(t, err)
+	v, err := b.verify(got)
+	require.NoError(t, err)
+	empty := sha256.Sum256(nil)
+	require.Equal(t, hex.EncodeToString(empty[:]), v.SHA256)
+}
+
+func TestReadOfAllAttempts(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	got, err := b.transfer(func(env *testsuite.TestActivityEnvironment) {
+		// As the server keeps it: the progress, and what all attempts have read.
+		env.SetHeartbeatDetails(job.DiskProgress{Read: 5})
+	})
+	require.NoError(t, err)
+	require.Equal(t, b.platform.disk.Size(), got.Read, "details of another shape are ignored")
+}
+
+func TestReasonOf(t *testing.T) {
+	require.Equal(t, providers.Corrupt, reasonOf(errors.Join(errors.New("x"), formats.ErrCorrupt)))
+}

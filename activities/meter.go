@@ -1,0 +1,199 @@
+package activities
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.temporal.io/sdk/activity"
+
+	"hypersdk/formats"
+	"hypersdk/providers"
+	"hypersdk/workflows/job"
+)
+
+// meter knows how far a disk has come, and when a byte last moved.
+type meter struct {
+	mu      sync.Mutex
+	p       job.DiskProgress
+	prior   int64 // read by earlier attempts
+	last    formats.Progress
+	moved   time.Time
+	waits   int // who waits on purpose: paused, limited, in a queue
+	busy    int // what takes its time without moving bytes that can be counted
+	samples []sample
+}
+
+type sample struct {
+	at   time.Time
+	done int64
+}
+
+// rateWindow is how far back a rate looks.
+const rateWindow = 10 * time.Second
+
+func newMeter(p job.DiskProgress) *meter {
+	now := time.Now()
+	return &meter{p: p, moved: now, samples: []sample{{now, p.Done}}}
+}
+
+// progress is what a copy or a verification reports to.
+func (m *meter) progress(p formats.Progress) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p == m.last {
+		return
+	}
+	m.last, m.moved = p, time.Now()
+	m.p.Done, m.p.Read, m.p.Written = p.Done, p.Read, p.Written
+}
+
+// from notes where the attempt took up an earlier one; rates count from there.
+func (m *meter) from(off int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.p.ResumedFrom, m.p.Done = off, off
+	m.moved = time.Now()
+	m.samples = []sample{{m.moved, off}}
+}
+
+// wait says why nothing moves until the answer is called.
+func (m *meter) wait(why string) func() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waits++
+	m.p.Waiting = why
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.waits--; m.waits == 0 {
+			m.p.Waiting = ""
+		}
+		m.moved = time.Now()
+	}
+}
+
+// work is like wait for what is not waiting: a sync, a look at the source.
+func (m *meter) work() func() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.busy++
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.busy--
+		m.moved = time.Now()
+	}
+}
+
+// touch notes that bytes moved which are not counted.
+func (m *meter) touch() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.moved = time.Now()
+}
+
+// beat tells the server how far the disk has come, and, for the next attempt, what all have read.
+func (m *meter) beat(ctx context.Context) {
+	p := m.now()
+	activity.RecordHeartbeat(ctx, p, m.prior+p.Read)
+}
+
+// now is the progress with its rate.
+func (m *meter) now() job.DiskProgress {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at := time.Now()
+	for len(m.samples) > 1 && at.Sub(m.samples[1].at) >= rateWindow {
+		m.samples = m.samples[1:]
+	}
+	first := m.samples[0]
+	if d := at.Sub(first.at); d > 0 {
+		m.p.RateMBps = float64(int64(float64(m.p.Done-first.done)/d.Seconds()/1e4)) / 100
+	}
+	if n := len(m.samples); at.Sub(m.samples[n-1].at) >= rateWindow/20 {
+		m.samples = append(m.samples, sample{at, m.p.Done})
+	}
+	return m.p
+}
+
+// idle is how long nothing moved although it should have.
+func (m *meter) idle() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.waits > 0 || m.busy > 0 {
+		return 0
+	}
+	return time.Since(m.moved)
+}
+
+// watch beats for an activity that moves bytes, until the answer is called. An attempt in which no
+// byte moved for a while, though nobody asked it to wait, is cut off: its context ends with a
+// precise cause, and so do its heartbeats. When the worker stops, the attempt gets a little time to
+// come to a durable end.
+func (c Config) watch(ctx context.Context, m *meter) (context.Context, func()) {
+	ctx, cut := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(min(time.Second/2, c.Heartbeat/4))
+		defer tick.Stop()
+		stop := activity.GetWorkerStopChannel(ctx)
+		var late <-chan time.Time
+		m.beat(ctx)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-stop:
+				stop = nil
+				late = time.After(c.StopWithin)
+			case <-late:
+				cut(refuse(providers.Unavailable, "the worker stops"))
+				return
+			case <-tick.C:
+				if m.idle() > c.Stall {
+					cut(refuse(providers.Unavailable, "no byte has moved for %s", c.Stall))
+					return
+				}
+				m.beat(ctx)
+			}
+		}
+	}()
+	return ctx, func() { cut(nil); <-done }
+}
+
+// alive beats for a short activity, so that it hears when it is cancelled and its worker's death is
+// noticed, until the answer is called.
+func (c Config) alive(ctx context.Context) func() {
+	ctx, cut := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(min(time.Second, c.Heartbeat/4))
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				activity.RecordHeartbeat(ctx)
+			}
+		}
+	}()
+	return func() { cut(); <-done }
+}
+
+// bytesText is a size for people.
+func bytesText(n int64) string {
+	units := []string{"bytes", "KiB", "MiB", "GiB", "TiB", "PiB"}
+	f, u := float64(n), 0
+	for f >= 1024 && u < len(units)-1 {
+		f, u = f/1024, u+1
+	}
+	if u == 0 {
+		return fmt.Sprintf("%d bytes", n)
+	}
+	return fmt.Sprintf("%.1f %s", f, units[u])
+}

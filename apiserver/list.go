@@ -1,0 +1,220 @@
+package apiserver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	workflowpb "go.temporal.io/api/workflow/v1"
+	"go.temporal.io/api/workflowservice/v1"
+
+	"hypersdk/workflows/job"
+)
+
+const (
+	pageSize = 500
+	maxScan  = 20_000 // executions that one list looks at
+	parallel = 8      // calls to Temporal that one request has under way
+)
+
+// executions are the statuses of executions that a job in a state may have.
+var executions = map[job.State][]string{
+	job.Pending: {"Running"}, job.Running: {"Running"}, job.Completed: {"Completed"},
+	job.Failed: {"Failed", "Terminated", "TimedOut"}, job.Cancelled: {"Canceled"},
+}
+
+// jobQuery is the visibility query for jobs in any of the states; none: all of them.
+func jobQuery(states []job.State) string {
+	q := "WorkflowType IN (" + quoted(jobWorkflows) + ")"
+	if len(states) == 0 {
+		return q
+	}
+	var in []string
+	for _, st := range states {
+		in = append(in, executions[st]...)
+	}
+	slices.Sort(in)
+	return q + " AND ExecutionStatus IN (" + quoted(slices.Compact(in)) + ")"
+}
+
+func quoted(words []string) string {
+	out := make([]string, len(words))
+	for i, w := range words {
+		out[i] = "'" + strings.ReplaceAll(w, "'", "") + "'"
+	}
+	return strings.Join(out, ", ")
+}
+
+// list is the newest jobs in any of the states, newest first, at most limit; and how many there are.
+//
+// Jobs that have ended are told by their memo alone; running ones are looked at one by one, which is
+// as many as admission lets run at once.
+func (s *Server) list(ctx context.Context, states []job.State, limit int) ([]job.Job, int, error) {
+	newest, whole, err := s.scan(ctx, jobQuery(states), limit)
+	if err != nil {
+		return nil, 0, err
+	}
+	jobs := s.listed(ctx, s.recent.missing(ctx, s, newest))
+	if len(states) > 0 {
+		jobs = slices.DeleteFunc(jobs, func(j job.Job) bool { return !slices.Contains(states, j.Status) })
+	}
+	n := len(jobs)
+	if !whole {
+		count, err := s.temporal.CountWorkflow(ctx, &workflowservice.CountWorkflowExecutionsRequest{Query: jobQuery(states)})
+		if err != nil {
+			return nil, 0, fmt.Errorf("count jobs: %w", err)
+		}
+		n = max(n, int(count.GetCount()))
+	}
+	return jobs[:min(limit, len(jobs))], n, nil
+}
+
+// listed are executions as jobs. Those that ended are told by their memo alone, those that wait by one
+// question for all, and those that run are looked at one by one: as many as admission lets run.
+func (s *Server) listed(ctx context.Context, infos []*workflowpb.WorkflowExecutionInfo) []job.Job {
+	jobs := make([]job.Job, len(infos))
+	each(ctx, len(infos), func(i int) {
+		jobs[i] = s.view(infos[i])
+		if infos[i].GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING || jobs[i].Status != job.Running {
+			return
+		}
+		if j, err := s.job(ctx, jobs[i].ID); err == nil {
+			jobs[i] = j
+		} // else it has gone since, or Temporal is busy: what the memo said is true enough
+	})
+	var ids []string
+	for _, j := range jobs {
+		if j.Status == job.Pending {
+			ids = append(ids, j.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return jobs
+	}
+	why := s.queries.waits(ctx, ids...)
+	for i := range jobs {
+		if jobs[i].Status == job.Pending {
+			pending(&jobs[i], why[jobs[i].ID])
+		}
+	}
+	return jobs
+}
+
+// scan finds the executions that started last, the last first; whole says that there are no more.
+//
+// SQL visibility has no ORDER BY. It lists running executions first, then those that closed last. An
+// execution starts before it closes: once one closed before the last of limit known ones started, all
+// that follow did too, and the scan is over.
+func (s *Server) scan(ctx context.Context, query string, limit int) (found []*workflowpb.WorkflowExecutionInfo, whole bool, err error) {
+	var token []byte
+	for seen := 0; seen < maxScan; {
+		page, err := s.temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
+			Query: query, PageSize: pageSize, NextPageToken: token,
+		})
+		if err != nil {
+			return nil, false, fmt.Errorf("list jobs: %w", err)
+		}
+		seen += len(page.GetExecutions())
+		for _, x := range page.GetExecutions() {
+			if x.GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW {
+				found = append(found, x)
+			}
+		}
+		slices.SortStableFunc(found, newestFirst)
+		token = page.GetNextPageToken()
+		if len(token) == 0 {
+			whole = len(found) <= limit
+			break
+		}
+		if last := page.GetExecutions(); len(found) >= limit && len(last) > 0 {
+			closed := last[len(last)-1].GetCloseTime()
+			if closed != nil && closed.AsTime().Before(found[limit-1].GetStartTime().AsTime()) {
+				break
+			}
+		}
+	}
+	return found[:min(limit, len(found))], whole, nil
+}
+
+func newestFirst(a, b *workflowpb.WorkflowExecutionInfo) int {
+	return cmp.Or(b.GetStartTime().AsTime().Compare(a.GetStartTime().AsTime()),
+		cmp.Compare(a.GetExecution().GetWorkflowId(), b.GetExecution().GetWorkflowId()))
+}
+
+// each calls f(0) … f(n-1), a few at once, and stops beginning new ones when ctx ends.
+func each(ctx context.Context, n int, f func(i int)) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, parallel)
+	for i := range n {
+		if ctx.Err() != nil {
+			break
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			f(i)
+		})
+	}
+	wg.Wait()
+}
+
+// recent remembers the jobs that this server started in the last seconds: visibility lags a moment
+// behind, and whoever submits a job and then lists the jobs wants to see it.
+type recent struct {
+	mu   sync.Mutex
+	jobs []started
+}
+
+type started struct {
+	id string
+	at time.Time
+}
+
+const (
+	recentFor = 2 * time.Second
+	recentMax = 2000
+)
+
+func (r *recent) note(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.trim()
+	if len(r.jobs) < recentMax {
+		r.jobs = append(r.jobs, started{id, time.Now()})
+	}
+}
+
+func (r *recent) trim() {
+	r.jobs = slices.DeleteFunc(r.jobs, func(s started) bool { return time.Since(s.at) > recentFor })
+}
+
+// missing adds the recent jobs that visibility does not know yet to what it found.
+func (r *recent) missing(ctx context.Context, s *Server, found []*workflowpb.WorkflowExecutionInfo) []*workflowpb.WorkflowExecutionInfo {
+	r.mu.Lock()
+	r.trim()
+	fresh := slices.Clone(r.jobs)
+	r.mu.Unlock()
+	known := make(map[string]bool, len(found))
+	for _, x := range found {
+		known[x.GetExecution().GetWorkflowId()] = true
+	}
+	fresh = slices.DeleteFunc(fresh, func(f started) bool { return known[f.id] })
+	more := make([]*workflowpb.WorkflowExecutionInfo, len(fresh))
+	each(ctx, len(fresh), func(i int) {
+		if d, err := s.describe(ctx, fresh[i].id); err == nil {
+			more[i] = d.GetWorkflowExecutionInfo()
+		}
+	})
+	for _, x := range more {
+		if x != nil {
+			found = append(found, x)
+		}
+	}
+	slices.SortStableFunc(found, newestFirst)
+	return found
+}

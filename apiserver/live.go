@@ -1,0 +1,259 @@
+package apiserver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	workflowpb "go.temporal.io/api/workflow/v1"
+	"go.temporal.io/api/workflowservice/v1"
+
+	"hypersdk/providers"
+	"hypersdk/workflows"
+	"hypersdk/workflows/job"
+)
+
+const (
+	// queryTimeout is how long a workflow may take to answer: without a worker it never does.
+	queryTimeout = 500 * time.Millisecond
+	// queryPause is how long nobody is asked after a query that nobody answered.
+	queryPause = 5 * time.Second
+	// slowStart is how long an activity may lie in its queue before that is worth a word.
+	slowStart = 3 * time.Second
+)
+
+// alive is a job with what only its running workflow and activities know.
+func (s *Server) alive(ctx context.Context, d *workflowservice.DescribeWorkflowExecutionResponse) job.Job {
+	info := d.GetWorkflowExecutionInfo()
+	j := s.view(info)
+	if info.GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING || j.Status.Ended() {
+		return j
+	}
+	var snap job.Snapshot
+	if s.queries.ask(ctx, j.ID, workflows.QueryStatus, &snap) && snap.Status != "" {
+		apply(&j, snap)
+	}
+	if j.Status == job.Pending {
+		pending(&j, s.queries.waits(ctx, j.ID)[j.ID])
+	} else {
+		s.enliven(&j, d)
+	}
+	return j
+}
+
+// pending says what a job that was not admitted yet waits for.
+func pending(j *job.Job, why string) {
+	if j.Progress == nil {
+		j.Progress = &job.Progress{Phase: job.Admit}
+	}
+	if j.Progress.Paused {
+		return
+	}
+	j.Progress.WaitingFor = cmp.Or(why, j.Progress.WaitingFor, "its turn")
+}
+
+// enliven merges the heartbeats and the troubles of a job's activities into it.
+func (s *Server) enliven(j *job.Job, d *workflowservice.DescribeWorkflowExecutionResponse) {
+	if j.Progress == nil {
+		j.Progress = &job.Progress{Phase: job.Place}
+	}
+	p := j.Progress
+	var waits []string
+	for _, a := range d.GetPendingActivities() {
+		why := s.trouble(a)
+		var beat job.DiskProgress
+		if s.heartbeat(a, &beat) {
+			beat.Attempt = max(beat.Attempt, a.GetAttempt())
+			if a.GetState() == enumspb.PENDING_ACTIVITY_STATE_SCHEDULED {
+				beat.RateMBps = 0
+			}
+			if why != "" {
+				beat.Waiting = why
+			} else {
+				why = beat.Waiting
+			}
+			mergeDisk(p, beat)
+			if t := a.GetLastHeartbeatTime().AsTime(); t.After(j.UpdatedAt.Time) {
+				j.UpdatedAt = job.Time{Time: t.UTC()}
+			}
+		}
+		if why != "" && !slices.Contains(waits, why) {
+			waits = append(waits, why)
+		}
+	}
+	if len(waits) > 0 && !p.Paused {
+		slices.Sort(waits)
+		p.WaitingFor = strings.Join(waits, "; ")
+	}
+	total(p)
+}
+
+// heartbeat is the last word of a data activity about its disk; false for every other activity.
+func (s *Server) heartbeat(a *workflowpb.PendingActivityInfo, into *job.DiskProgress) bool {
+	details := a.GetHeartbeatDetails()
+	if len(details.GetPayloads()) == 0 {
+		return false
+	}
+	return s.converter.FromPayloads(details, into) == nil && into.Disk != ""
+}
+
+// mergeDisk puts a heartbeat in the place of what the workflow knew of that disk.
+func mergeDisk(p *job.Progress, beat job.DiskProgress) {
+	i := slices.IndexFunc(p.Disks, func(d job.DiskProgress) bool { return d.Disk == beat.Disk })
+	if i < 0 {
+		p.Disks = append(p.Disks, beat)
+		return
+	}
+	if beat.File == "" {
+		beat.File = p.Disks[i].File
+	}
+	if beat.Total == 0 {
+		beat.Total = p.Disks[i].Total
+	}
+	p.Disks[i] = beat
+}
+
+// total sums the disks up: bytes of the phase that the job is in, rate, and what time that leaves.
+func total(p *job.Progress) {
+	if len(p.Disks) == 0 {
+		return
+	}
+	var done, size int64
+	var rate float64
+	now := stage(p.Phase)
+	p.CurrentFile = ""
+	for _, d := range p.Disks {
+		size += d.Total
+		switch at := stage(d.Phase); {
+		case now == copied || at > now:
+			done += d.Total
+		case at == now:
+			done += min(d.Done, d.Total)
+		}
+		rate += d.RateMBps
+		if p.CurrentFile == "" && d.Done < d.Total {
+			p.CurrentFile = d.File
+		}
+	}
+	p.BytesTransferred, p.TotalBytes, p.TransferRateMBps = done, size, math.Round(rate*10)/10
+	p.PercentComplete, p.EstimatedRemaining = percent(done, size), ""
+	if left := size - done; rate > 0 && left > 0 && !p.Paused {
+		if seconds := float64(left) / (rate * 1e6); seconds < 1e9 {
+			p.EstimatedRemaining = max(time.Second, (time.Duration(seconds) * time.Second)).String()
+		}
+	}
+}
+
+// percent has one fractional digit, and is 100 only when all is done.
+func percent(done, size int64) float64 {
+	if size <= 0 {
+		return 0
+	}
+	return math.Floor(float64(done)/float64(size)*1000) / 10
+}
+
+// copied is the stage of a job whose disks are all dealt with.
+const copied = 3
+
+// stage orders the phases of a disk.
+func stage(p job.Phase) int {
+	switch p {
+	case job.Transfer:
+		return 1
+	case job.Verify:
+		return 2
+	case job.Manifest, job.Clean, job.Done:
+		return copied
+	}
+	return 0
+}
+
+// trouble says in a sentence why an activity does not get on; "" where it does.
+func (s *Server) trouble(a *workflowpb.PendingActivityInfo) string {
+	if a.GetState() != enumspb.PENDING_ACTIVITY_STATE_SCHEDULED {
+		return ""
+	}
+	now := time.Now()
+	if f := a.GetLastFailure(); f != nil && a.GetAttempt() > 1 {
+		why := s.failures.FailureToError(f).Error()
+		var reason string
+		if app := f.GetApplicationFailureInfo(); app != nil {
+			reason, why = app.GetType(), plainMessage(why, app.GetType())
+		}
+		return retrying(providers.Reason(reason), why, a, now)
+	}
+	if since := a.GetScheduledTime().AsTime(); now.Sub(since) > slowStart {
+		return "a worker that is free to go on with it"
+	}
+	return ""
+}
+
+// retrying is "space on the target: … (attempt 3, next in 40s)".
+func retrying(reason providers.Reason, why string, a *workflowpb.PendingActivityInfo, now time.Time) string {
+	next := ""
+	if t := a.GetNextAttemptScheduleTime(); t != nil {
+		if in := t.AsTime().Sub(now).Round(time.Second); in > 0 {
+			next = ", next in " + in.String()
+		}
+	}
+	lead := ""
+	if reason == providers.Exhausted {
+		lead = "room: "
+	}
+	return fmt.Sprintf("%s%s (attempt %d%s)", lead, job.Shorten(why, 300), a.GetAttempt(), next)
+}
+
+// plainMessage is the message of a failure without what the SDK puts behind it.
+func plainMessage(msg, kind string) string {
+	for _, tail := range []string{fmt.Sprintf(" (type: %s, retryable: true)", kind), fmt.Sprintf(" (type: %s, retryable: false)", kind)} {
+		msg = strings.TrimSuffix(msg, tail)
+	}
+	return msg
+}
+
+// queries asks workflows, and stops asking for a while when no worker answers: a page must not hang
+// because of it.
+type queries struct {
+	temporal Temporal
+	mu       sync.Mutex
+	until    time.Time
+}
+
+func (q *queries) ask(ctx context.Context, id, name string, into any, args ...any) bool {
+	q.mu.Lock()
+	quiet := time.Now().Before(q.until)
+	q.mu.Unlock()
+	if quiet {
+		return false
+	}
+	asked, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	v, err := q.temporal.QueryWorkflow(asked, id, "", name, args...)
+	if err == nil {
+		return v.Get(into) == nil
+	}
+	if asked.Err() != nil && ctx.Err() == nil {
+		q.mu.Lock()
+		q.until = time.Now().Add(queryPause)
+		q.mu.Unlock()
+	}
+	return false
+}
+
+// waits is what pending jobs wait for, by the admission workflow: of these jobs, or of the first in its
+// queue.
+func (q *queries) waits(ctx context.Context, ids ...string) map[string]string {
+	var why map[string]string
+	if len(ids) == 0 {
+		q.ask(ctx, workflows.AdmissionID, workflows.QueryWaiting, &why)
+	} else {
+		q.ask(ctx, workflows.AdmissionID, workflows.QueryWaiting, &why, ids)
+	}
+	return why
+}

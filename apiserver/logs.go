@@ -1,0 +1,258 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humaecho"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/temporal"
+
+	"hypersdk/providers"
+	"hypersdk/workflows"
+	"hypersdk/workflows/job"
+)
+
+const (
+	followPace  = time.Second
+	maxTail     = 10_000
+	maxTailSize = 8 << 20
+)
+
+type logInput struct {
+	JobPath
+	Follow bool   `query:"follow" doc:"Keep the answer open and send what is added, until the job has ended"`
+	Tail   int    `query:"tail" doc:"Only the last so many lines; 0: all" minimum:"0" maximum:"10000"`
+	Offset int64  `query:"offset" doc:"Begin behind so many bytes of the log as it is stored: the header Log-Offset of an earlier answer" minimum:"0"`
+	Format string `query:"format" doc:"text: lines for people; json: an object per line, as it is stored" enum:"text,json" default:"text"`
+}
+
+func (s *Server) logOperation(h huma.API) {
+	op := operation(http.MethodGet, "/jobs/logs/{id}", "job-logs", "jobs", "The log of a job",
+		"Empty while the job has not been placed on a host.", http.StatusNotFound, http.StatusServiceUnavailable, http.StatusGatewayTimeout)
+	op.Responses = map[string]*huma.Response{"200": {
+		Description: "The log. The header Log-Offset says how far it goes.",
+		Content: map[string]*huma.MediaType{"text/plain": {
+			Schema:  &huma.Schema{Type: huma.TypeString},
+			Example: "2026-03-01T12:00:00.000Z INFO  snapshot taken snapshot=snapshot-7\n",
+		}},
+	}}
+	huma.Register(h, op, s.logs)
+}
+
+func (s *Server) logs(ctx context.Context, in *logInput) (*huma.StreamResponse, error) {
+	asked, cancel := context.WithTimeout(ctx, quickTimeout)
+	defer cancel()
+	j, err := s.job(asked, in.ID)
+	if err != nil {
+		return nil, fail(ctx, err)
+	}
+	l := &logStream{s: s, job: j, next: in.Offset, json: in.Format == "json"}
+	// The beginning is read before the answer begins, so that trouble still has a status.
+	head, err := l.beginning(asked, in.Tail)
+	if err != nil {
+		return nil, fail(ctx, err)
+	}
+	return &huma.StreamResponse{Body: func(c huma.Context) {
+		w := humaecho.Unwrap(c).Response()
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		if !in.Follow {
+			w.Header().Set("Log-Offset", strconv.FormatInt(l.next, 10))
+		}
+		w.WriteHeader(http.StatusOK)
+		if _, err := w.Write(l.render(head)); err == nil && in.Follow {
+			note(ctx, l.follow(ctx, w))
+		}
+	}}, nil
+}
+
+// logStream reads a job's log from somewhere on.
+type logStream struct {
+	s    *Server
+	job  job.Job
+	next int64
+	json bool
+}
+
+// beginning is what there is of the log now, or its last lines.
+func (l *logStream) beginning(ctx context.Context, tail int) ([]byte, error) {
+	var all []byte
+	for {
+		page, err := l.page(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(page) == 0 {
+			return all, nil
+		}
+		all = append(all, page...)
+		if tail > 0 {
+			all = lastLines(all, tail)
+		}
+		if over := len(all) - maxTailSize; over > 0 { // a log is bounded by its worker; this bounds what we trust
+			all = all[over+bytes.IndexByte(all[over:], '\n')+1:]
+		}
+	}
+}
+
+// follow sends what is added until the job has ended, the caller has gone, or the server stops.
+func (l *logStream) follow(ctx context.Context, w http.ResponseWriter) error {
+	out := http.NewResponseController(w)
+	for ended := l.job.Status.Ended(); ; {
+		page, err := l.page(ctx)
+		switch {
+		case err != nil:
+			return fmt.Errorf("follow log: %w", err)
+		case len(page) > 0:
+			if err := out.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+				return err
+			}
+			if _, err := w.Write(l.render(page)); err != nil {
+				return nil // the caller has gone
+			}
+			continue
+		case ended:
+			return nil
+		}
+		if err := out.Flush(); err != nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.s.hub.closed:
+			return nil
+		case <-time.After(followPace):
+		}
+		if d, err := l.s.describe(ctx, l.job.ID); err == nil {
+			j := l.s.view(d.GetWorkflowExecutionInfo())
+			l.job.Host, ended = j.Host, j.Status.Ended()
+		}
+	}
+}
+
+// page reads on: from this process's data folder, or by asking the host that has the log.
+func (l *logStream) page(ctx context.Context) ([]byte, error) {
+	var page job.LogPage
+	var err error
+	switch {
+	case l.s.deps.Logs != nil:
+		page.Data, page.Next, err = l.s.deps.Logs(ctx, l.job.ID, l.next)
+	case l.job.Host == "": // not placed yet
+		return nil, nil
+	default:
+		page, err = l.s.fetchLog(ctx, job.LogRequest{Job: l.job.ID, Host: l.job.Host, Offset: l.next})
+	}
+	if err != nil {
+		return nil, err
+	}
+	if page.Next <= l.next {
+		return nil, nil
+	}
+	l.next = page.Next
+	return page.Data, nil
+}
+
+// fetchLog has a short workflow read a page on the host that has the log.
+func (s *Server) fetchLog(ctx context.Context, r job.LogRequest) (job.LogPage, error) {
+	ctx, cancel := context.WithTimeout(ctx, quickTimeout)
+	defer cancel()
+	var page job.LogPage
+	run, err := s.temporal.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
+		TaskQueue: workflows.Queue, WorkflowExecutionTimeout: 2 * quickTimeout,
+	}, workflows.LogWorkflow, r)
+	if err == nil {
+		err = run.Get(ctx, &page)
+	}
+	var app *temporal.ApplicationError
+	switch {
+	case err == nil:
+		return page, nil
+	case errors.As(err, &app) && providers.Reason(app.Type()) != providers.Unavailable:
+		return page, newError(http.StatusBadGateway, "the log cannot be read: %s", app.Message())
+	case errors.As(err, &app), ctx.Err() != nil:
+		note(ctx, err)
+		return page, newError(http.StatusGatewayTimeout, "the host that has the log does not answer: %s", r.Host)
+	}
+	return page, err
+}
+
+// render makes lines for people of JSON lines; what is no JSON stays as it is.
+func (l *logStream) render(page []byte) []byte {
+	if l.json {
+		return page
+	}
+	var out bytes.Buffer
+	for line := range bytes.Lines(page) {
+		if !plainLine(&out, line) {
+			_, _ = out.Write(line) // a bytes.Buffer never fails
+		}
+	}
+	return out.Bytes()
+}
+
+// plainLine writes "time LEVEL message key=value …"; false where the line is no log record.
+func plainLine(w *bytes.Buffer, line []byte) bool {
+	var record map[string]any
+	d := json.NewDecoder(bytes.NewReader(line))
+	d.UseNumber()
+	if d.Decode(&record) != nil || record["msg"] == nil {
+		return false
+	}
+	fmt.Fprintf(w, "%v %-5v %v", record["time"], record["level"], oneLine(record["msg"]))
+	for _, k := range slices.Sorted(maps.Keys(record)) {
+		if k != "time" && k != "level" && k != "msg" {
+			fmt.Fprintf(w, " %s=%s", k, value(record[k]))
+		}
+	}
+	_ = w.WriteByte('\n')
+	return true
+}
+
+// value is a value of a record, quoted where it would not be one word.
+func value(v any) string {
+	var s string
+	switch v := v.(type) {
+	case string:
+		s = v
+	case map[string]any, []any:
+		b, _ := json.Marshal(v) // it came from JSON
+		return string(b)
+	default:
+		s = fmt.Sprint(v)
+	}
+	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '"' || r == '=' || r == 0x7f }) {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
+func oneLine(v any) string {
+	return strings.NewReplacer("\n", `\n`, "\r", `\r`, "\x1b", `\x1b`).Replace(fmt.Sprint(v))
+}
+
+// lastLines are the last n lines of b.
+func lastLines(b []byte, n int) []byte {
+	end := len(b)
+	if end > 0 && b[end-1] == '\n' {
+		end--
+	}
+	for i := end; i > 0; i-- {
+		if b[i-1] == '\n' {
+			if n--; n == 0 {
+				return b[i:]
+			}
+		}
+	}
+	return b
+}

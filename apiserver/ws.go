@@ -1,0 +1,326 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+	workflowpb "go.temporal.io/api/workflow/v1"
+
+	"hypersdk/apiserver/api"
+	"hypersdk/workflows/job"
+)
+
+const (
+	snapshotJobs = 100
+	maxSockets   = 1000
+	pingPace     = 20 * time.Second
+	pongPatience = 60 * time.Second
+	sendPatience = 10 * time.Second
+	// closedOverlap is how far the hub looks back for jobs that ended: visibility lags behind.
+	closedOverlap = 10 * time.Second
+)
+
+// hub looks at the running jobs, once for all sockets, and tells the sockets what changed. It rests
+// while there are none.
+type hub struct {
+	s      *Server
+	closed chan struct{}
+	ctx    context.Context // of its polling and its sockets; ends with close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	sockets map[*socket]struct{}
+	polling bool
+}
+
+func newHub(s *Server) *hub {
+	h := &hub{s: s, closed: make(chan struct{}), sockets: map[*socket]struct{}{}}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	return h
+}
+
+func (h *hub) close() {
+	h.mu.Lock()
+	select {
+	case <-h.closed:
+	default:
+		close(h.closed)
+		h.cancel()
+	}
+	h.mu.Unlock()
+	h.wg.Wait()
+}
+
+// join adds a socket; false where the server closes or has too many.
+func (h *hub) join(k *socket) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ctx.Err() != nil || len(h.sockets) >= maxSockets {
+		return false
+	}
+	h.sockets[k] = struct{}{}
+	h.wg.Add(1)
+	if !h.polling {
+		h.polling = true
+		h.wg.Go(h.poll)
+	}
+	return true
+}
+
+func (h *hub) leave(k *socket) {
+	h.mu.Lock()
+	delete(h.sockets, k)
+	h.mu.Unlock()
+	h.wg.Done()
+}
+
+// idle ends the polling where nobody listens.
+func (h *hub) idle() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.polling = len(h.sockets) > 0 && h.ctx.Err() == nil
+	return !h.polling
+}
+
+func (h *hub) poll() {
+	pace := h.s.cfg.PollInterval
+	if pace <= 0 {
+		pace = time.Second
+	}
+	t := time.NewTicker(pace)
+	defer t.Stop()
+	known := map[string][]byte{}
+	since := time.Now()
+	for {
+		begun := time.Now()
+		if jobs, err := h.open(since.Add(-closedOverlap)); err == nil {
+			h.tell(known, jobs)
+			since = begun
+		} else if h.ctx.Err() == nil {
+			h.s.log.Warn("jobs could not be listed for web sockets", "error", err)
+		}
+		select {
+		case <-h.ctx.Done():
+		case <-t.C:
+		}
+		if h.idle() {
+			return
+		}
+	}
+}
+
+// open are the jobs that run, and those that ended since.
+func (h *hub) open(since time.Time) ([]job.Job, error) {
+	ctx, cancel := context.WithTimeout(h.ctx, quickTimeout)
+	defer cancel()
+	query := fmt.Sprintf("%s AND (ExecutionStatus = 'Running' OR CloseTime > '%s')", jobQuery(nil), since.UTC().Format(time.RFC3339Nano))
+	found, _, err := h.s.scan(ctx, query, maxScan)
+	if err != nil {
+		return nil, err
+	}
+	return h.s.listed(ctx, h.s.recent.missing(ctx, h.s, found)), ctx.Err()
+}
+
+// tell sends the jobs that differ from what was sent before, and remembers those that still run.
+func (h *hub) tell(known map[string][]byte, jobs []job.Job) {
+	seen := make(map[string]bool, len(jobs))
+	for _, j := range jobs {
+		seen[j.ID] = true
+		now, err := json.Marshal(j)
+		if err != nil || bytes.Equal(known[j.ID], now) {
+			continue
+		}
+		known[j.ID] = now
+		h.send(j.ID, api.Frame{Type: "job", Job: &j, Timestamp: job.Now()})
+	}
+	for id := range known {
+		if !seen[id] {
+			delete(known, id)
+		}
+	}
+}
+
+func (h *hub) send(id string, f api.Frame) {
+	b, err := json.Marshal(f)
+	if err != nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for k := range h.sockets {
+		k.offer(id, b)
+	}
+}
+
+// socket is one listener. Of a job only the newest state waits to be sent, so that a slow listener
+// misses what is old and costs nothing; one that takes nothing any more is hung up on.
+type socket struct {
+	conn *websocket.Conn
+	only string // job; empty: all
+	wake chan struct{}
+
+	mu     sync.Mutex
+	queue  []string
+	frames map[string][]byte
+}
+
+func (k *socket) offer(id string, frame []byte) {
+	if k.only != "" && k.only != id {
+		return
+	}
+	k.mu.Lock()
+	if _, waits := k.frames[id]; !waits {
+		k.queue = append(k.queue, id)
+	}
+	k.frames[id] = frame
+	k.mu.Unlock()
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (k *socket) next() []byte {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.queue) == 0 {
+		return nil
+	}
+	id := k.queue[0]
+	k.queue = k.queue[1:]
+	f := k.frames[id]
+	delete(k.frames, id)
+	return f
+}
+
+// webSocket is GET /ws.
+func (s *Server) webSocket(w http.ResponseWriter, r *http.Request) {
+	only := r.URL.Query().Get("job_id")
+	first, err := s.snapshot(r.Context(), only)
+	if err != nil {
+		writeError(w, answerOf(r.Context(), err))
+		return
+	}
+	k := &socket{only: only, wake: make(chan struct{}, 1), frames: map[string][]byte{}}
+	if !s.hub.join(k) {
+		writeError(w, newError(http.StatusServiceUnavailable, "the server has too many web sockets, or is about to stop"))
+		return
+	}
+	defer s.hub.leave(k)
+	up := websocket.Upgrader{
+		HandshakeTimeout: sendPatience, CheckOrigin: s.originAllowed,
+		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
+			writeError(w, newError(status, "no web socket: %s", reason))
+		},
+	}
+	if k.conn, err = up.Upgrade(w, r, nil); err != nil {
+		return // answered by Error above
+	}
+	k.serve(s.hub.ctx, first)
+}
+
+// snapshot is the first frame.
+func (s *Server) snapshot(ctx context.Context, only string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, quickTimeout)
+	defer cancel()
+	jobs := []job.Job{}
+	if only != "" {
+		j, err := s.job(ctx, only)
+		if err != nil {
+			return nil, err
+		}
+		jobs = append(jobs, j)
+	} else {
+		infos, err := s.newest(ctx)
+		if err != nil {
+			return nil, err
+		}
+		jobs = s.listed(ctx, infos)
+	}
+	return json.Marshal(api.Frame{Type: "snapshot", Jobs: &jobs, Timestamp: job.Now()})
+}
+
+// newest are all executions that run, and the newest of the others.
+func (s *Server) newest(ctx context.Context) ([]*workflowpb.WorkflowExecutionInfo, error) {
+	open, _, err := s.scan(ctx, jobQuery([]job.State{job.Running}), maxScan)
+	if err != nil {
+		return nil, err
+	}
+	latest, _, err := s.scan(ctx, jobQuery(nil), snapshotJobs)
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[string]bool, len(latest))
+	for _, x := range latest {
+		known[x.GetExecution().GetWorkflowId()] = true
+	}
+	for _, x := range open {
+		if !known[x.GetExecution().GetWorkflowId()] {
+			latest = append(latest, x)
+		}
+	}
+	return s.recent.missing(ctx, s, latest), nil
+}
+
+// serve sends until the listener goes or ctx ends.
+func (k *socket) serve(ctx context.Context, first []byte) {
+	gone := make(chan struct{})
+	var reader sync.WaitGroup
+	defer reader.Wait()
+	defer func() { _ = k.conn.Close() }() // whatever there was to say has been said
+	reader.Go(func() { defer close(gone); k.listen() })
+
+	ping := time.NewTicker(pingPace)
+	defer ping.Stop()
+	if k.write(websocket.TextMessage, first) != nil {
+		return
+	}
+	for {
+		for f := k.next(); f != nil; f = k.next() {
+			if k.write(websocket.TextMessage, f) != nil {
+				return
+			}
+		}
+		select {
+		case <-k.wake:
+		case <-gone:
+			return
+		case <-ping.C:
+			if k.write(websocket.PingMessage, nil) != nil {
+				return
+			}
+		case <-ctx.Done():
+			_ = k.write(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseGoingAway, "the server stops"))
+			return
+		}
+	}
+}
+
+func (k *socket) write(kind int, b []byte) error {
+	if err := k.conn.SetWriteDeadline(time.Now().Add(sendPatience)); err != nil {
+		return err
+	}
+	return k.conn.WriteMessage(kind, b)
+}
+
+// listen takes pongs; a listener has nothing else to say.
+func (k *socket) listen() {
+	k.conn.SetReadLimit(4 << 10)
+	alive := func(string) error { return k.conn.SetReadDeadline(time.Now().Add(pongPatience)) }
+	k.conn.SetPongHandler(alive)
+	if alive("") != nil {
+		return
+	}
+	for {
+		if _, _, err := k.conn.NextReader(); err != nil {
+			return
+		}
+	}
+}

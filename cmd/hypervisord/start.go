@@ -1,0 +1,316 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/contrib/envconfig"
+	sdklog "go.temporal.io/sdk/log"
+
+	"hypersdk/apiserver"
+	"hypersdk/apiserver/api"
+	formats "hypersdk/formats/all"
+	"hypersdk/providers"
+	"hypersdk/providers/all"
+	"hypersdk/providers/connections"
+	"hypersdk/providers/connections/keys"
+	"hypersdk/providers/vsphere"
+	"hypersdk/worker"
+	"hypersdk/worker/codec"
+	"hypersdk/worker/embedded"
+)
+
+const (
+	dialTimeout   = 15 * time.Second
+	workerTimeout = 18 * time.Second // for what runs to come to a durable end
+)
+
+func drivers() providers.Set { return all.Drivers() }
+
+// prepareData makes sure that the data folder can be used.
+func (d *daemon) prepareData(context.Context) error {
+	if err := os.MkdirAll(d.cfg.DataDir, 0o700); err != nil {
+		return fmt.Errorf("data folder %s cannot be made: %w (--data-dir)", d.cfg.DataDir, plainly(err))
+	}
+	f, err := os.CreateTemp(d.cfg.DataDir, ".writable-*")
+	if err != nil {
+		return fmt.Errorf("data folder %s is not writable: %w (--data-dir)", d.cfg.DataDir, plainly(err))
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// plainly is the bare reason of an error about a path that the sentence around it names already.
+func plainly(err error) error {
+	var p *os.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}
+
+// listen takes the ports before anything is started. Who calls before the API answers has to wait,
+// and is not refused.
+func (d *daemon) listen(context.Context) (err error) {
+	if d.parts.api {
+		if d.apiListener, err = take(d.cfg.DaemonAddr, "--daemon-addr"); err != nil {
+			return err
+		}
+	}
+	if !d.cfg.joins() && d.cfg.UIAddr != noUI {
+		d.uiListener, err = d.takeOrMove("UIAddr", d.cfg.UIAddr, "--ui-addr", "Temporal Web UI")
+	}
+	return err
+}
+
+// take listens on an address that somebody asked for.
+func take(addr, flag string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("address %s is taken by another program; stop that, or choose another address with %s", addr, flag)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s (%s): %w", addr, flag, err)
+	}
+	return l, nil
+}
+
+// takeOrMove listens on any free port where nobody asked for this one and it is taken.
+func (d *daemon) takeOrMove(key, addr, flag, what string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if !errors.Is(err, syscall.EADDRINUSE) || d.cfg.given(key) {
+		if err == nil {
+			return l, nil
+		}
+		return take(addr, flag)
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	if l, err = take(net.JoinHostPort(host, "0"), flag); err == nil {
+		d.log.Info("the usual address is taken, so another one is used", "for", what, "usual", addr, "address", l.Addr().String())
+	}
+	return l, err
+}
+
+func (d *daemon) startTemporal(context.Context) error {
+	if d.cfg.joins() {
+		return nil
+	}
+	l, err := d.takeOrMove("FrontendAddr", d.cfg.FrontendAddr, "--frontend-addr", "embedded Temporal server")
+	if err != nil {
+		return err
+	}
+	if err := l.Close(); err != nil { // the server opens it itself
+		return err
+	}
+	d.temporal, err = embedded.Start(embedded.Options{
+		DataDir: d.cfg.DataDir, FrontendAddr: l.Addr().String(), Namespace: d.cfg.TemporalNamespace,
+		UI: d.uiListener, CodecEndpoint: d.codecEndpoint(), Log: d.log,
+	})
+	return err
+}
+
+// codecEndpoint is where a browser on this host has payloads decoded.
+func (d *daemon) codecEndpoint() string {
+	if d.apiListener == nil {
+		return ""
+	}
+	_, port, err := net.SplitHostPort(d.apiListener.Addr().String())
+	if err != nil {
+		return ""
+	}
+	return "http://127.0.0.1:" + port + "/codec"
+}
+
+func (d *daemon) temporalUI() string {
+	switch {
+	case d.cfg.joins():
+		return d.cfg.TemporalUI
+	case d.uiListener != nil:
+		return "http://" + d.uiListener.Addr().String()
+	}
+	return ""
+}
+
+// loadKeys takes the keys of the key file, or else those in the data folder.
+func (d *daemon) loadKeys(context.Context) (err error) {
+	if d.cfg.KeyFile != "" {
+		d.ring, err = keys.Load(d.cfg.KeyFile)
+	} else {
+		d.ring, err = keys.LoadOrCreate(filepath.Join(d.cfg.DataDir, "keys"))
+	}
+	if err == nil {
+		d.codec = codec.New(d.ring)
+	}
+	return err
+}
+
+func (d *daemon) dial(ctx context.Context) error {
+	var o client.Options
+	if d.cfg.joins() {
+		var err error
+		if o, err = envconfig.LoadDefaultClientOptions(); err != nil {
+			return fmt.Errorf("the settings of the Temporal client: %w", err)
+		}
+		if d.cfg.TemporalAddress != "" {
+			o.HostPort = d.cfg.TemporalAddress
+		}
+		if d.cfg.given("TemporalNamespace") || o.Namespace == "" {
+			o.Namespace = d.cfg.TemporalNamespace
+		}
+	} else {
+		o.HostPort, o.Namespace = d.temporal.FrontendAddr(), d.cfg.TemporalNamespace
+	}
+	d.address, d.namespace = o.HostPort, o.Namespace
+	o.Logger = sdklog.NewStructuredLogger(slog.New(warnings{d.log.Handler()}))
+	o.DataConverter, o.FailureConverter = d.codec.DataConverter(), d.codec.FailureConverter()
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	c, err := client.DialContext(ctx, o)
+	if err != nil {
+		return fmt.Errorf("Temporal at %s cannot be reached: %w", o.HostPort, err)
+	}
+	d.client = c
+	return nil
+}
+
+// openConnections reads the store of credentials wherever there is a worker. A worker on a cluster
+// finds there what a daemon with the same data folder has stored.
+func (d *daemon) openConnections(static map[string]connections.Config) error {
+	o := connections.Options{Drivers: drivers(), Static: static, Log: d.log}
+	if d.parts.worker {
+		o.Dir, o.Sealer = filepath.Join(d.cfg.DataDir, "connections"), d.ring.Sealer(connections.SealLabel)
+	}
+	d.connections = connections.New(o)
+	return nil
+}
+
+// storesCredentials says whether a job may bring credentials. On a cluster they would lie on a host
+// that the job need not come to.
+func (d *daemon) storesCredentials() bool { return !d.cfg.joins() }
+
+func (d *daemon) startWorker(context.Context) error {
+	if !d.parts.worker {
+		return nil
+	}
+	c := worker.DefaultConfig()
+	c.Data, c.Version, c.Roots, c.Format = d.cfg.DataDir, programVersion(), d.cfg.OutputRoots, d.cfg.DefaultFormat
+	c.Workers, c.Places, c.Limit = d.cfg.DownloadWorkers, d.cfg.HostJobs, d.cfg.MaxJobs
+	c.Namespace, c.StopTimeout = d.namespace, workerTimeout
+	c.Name, _ = os.Hostname() // for people; its id is something else
+	if d.cfg.joins() && !d.cfg.given("MaxJobs") {
+		c.Limit = 0 // whoever was told a limit says it
+	}
+	w, err := worker.New(c, d.client, worker.Deps{
+		Log: d.log, Connections: d.connections, Format: formats.ByName, OnFatal: func(err error) { d.fail(err) },
+	})
+	if err != nil {
+		return err
+	}
+	if err := w.Start(); err != nil {
+		return err
+	}
+	d.worker = w
+	return nil
+}
+
+func (d *daemon) startAPI(context.Context) error {
+	if !d.parts.api {
+		return nil
+	}
+	deps := apiserver.Deps{
+		Temporal: d.client, Converter: d.codec.DataConverter(), Failures: d.codec.FailureConverter(),
+		Connections: d.connections, CanStoreCredentials: d.storesCredentials(),
+		Providers: providerKinds(), Formats: formatNames(), Version: programVersion(),
+		TemporalUI: d.temporalUI(), Codec: d.codec.Handler(), Log: d.log,
+	}
+	if d.worker != nil && !d.cfg.joins() {
+		deps.Logs = d.worker.Logs().Read
+	}
+	s, err := apiserver.New(apiserver.Config{
+		AllowedHosts: d.cfg.AllowedHosts, AllowedOrigins: d.cfg.AllowedOrigins,
+		DefaultFormat: d.cfg.DefaultFormat, Namespace: d.namespace,
+	}, deps)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.Serve(ctx, d.apiListener); err != nil {
+			d.fail(err)
+		}
+	}()
+	d.stopAPI = func() {
+		stop()
+		<-done
+	}
+	return nil
+}
+
+// fail ends the daemon because of a part that cannot go on.
+func (d *daemon) fail(err error) {
+	select {
+	case d.failed <- err:
+	default: // it ends already
+	}
+}
+
+func providerKinds() []api.ProviderKind {
+	var kinds []api.ProviderKind
+	for _, d := range drivers() {
+		k := api.ProviderKind{Kind: d.Kind, Title: d.Title, Capabilities: []string{}, Transports: []string{}}
+		if d.Kind == vsphere.Kind {
+			// What a provider can do is in its type; no connection is needed to know.
+			k.Capabilities, k.Transports = providers.Capabilities((*vsphere.Provider)(nil)), []string{vsphere.Datastore}
+		}
+		kinds = append(kinds, k)
+	}
+	return kinds
+}
+
+// vcenter is the connection "default" as its driver wants it.
+func vcenter(c Config) connections.Config {
+	b, err := json.Marshal(struct {
+		Server     string `json:"server"`
+		Username   string `json:"username,omitempty"`
+		Password   string `json:"password,omitempty"`
+		Insecure   bool   `json:"insecure,omitempty"`
+		Thumbprint string `json:"thumbprint,omitempty"`
+		CAFile     string `json:"ca_file,omitempty"`
+		KnownHosts string `json:"known_hosts,omitempty"`
+	}{c.VCenterURL, c.Username, c.Password.Reveal(), c.Insecure, c.Thumbprint, c.CAFile, c.KnownHosts})
+	if err != nil {
+		panic(err) // texts and a boolean always have a JSON
+	}
+	return connections.Config{Kind: vsphere.Kind, Config: b}
+}
+
+// withoutPassword is a URL as it may be shown.
+func withoutPassword(s string) string {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		scheme, rest = "https", s
+	}
+	u, err := url.Parse(scheme + "://" + rest)
+	if err != nil {
+		return "[redacted]"
+	}
+	if ok {
+		return u.Redacted()
+	}
+	return strings.TrimPrefix(u.Redacted(), "https://")
+}

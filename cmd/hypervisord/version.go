@@ -1,0 +1,21 @@
+package main
+
+import "runtime/debug"
+
+// version is the release, set by the linker.
+var version string
+
+// programVersion is what this program calls itself: its release, or the commit it was built from.
+func programVersion() string {
+	if version != "" && version != "dev" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+				return "dev-" + s.Value[:12]
+			}
+		}
+	}
+	return "dev"
+}

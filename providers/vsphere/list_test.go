@@ -1,0 +1,72 @@
+package vsphere_test
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"hypersdk/providers"
+	"hypersdk/providers/vsphere"
+	"hypersdk/providers/vsphere/vspheretest"
+)
+
+func TestAListingTakesAsManyCallsAsPages(t *testing.T) {
+	s := vspheretest.Start(t, vspheretest.Options{VMs: vspheretest.GeneratedVMs(40)})
+	p := connect(t, s)
+	s.ResetRecord()
+	var got []providers.VM
+	for vm, err := range p.VMs(t.Context(), providers.Filter{}) {
+		require.NoError(t, err)
+		got = append(got, vm)
+	}
+	require.Len(t, got, 40)
+	require.Equal(t, "/DC0/vm/team-0/vm-00000", got[0].Path)
+	require.Equal(t, providers.PowerOn, got[0].PowerState)
+	require.Equal(t, 2, got[0].NumCPU)
+	require.EqualValues(t, 2048, got[0].MemoryMB)
+	require.Equal(t, map[string]int{"CreateContainerView": 1, "RetrievePropertiesEx": 1, "DestroyView": 1}, s.Calls())
+}
+
+func TestASessionThatEndsInTheMiddleOfAListing(t *testing.T) {
+	s := vspheretest.Start(t, vspheretest.Options{VMs: vspheretest.GeneratedVMs(3)})
+	p := connect(t, s)
+	// The view is made, then the session ends, and the view with it.
+	in := inject(t, s, vspheretest.Fault{Call: "RetrievePropertiesEx", Delay: vspheretest.Duration(100 * time.Millisecond), Times: 1})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for in.Struck() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		s.ExpireSessions()
+	}()
+	defer func() { <-done }()
+	n := 0
+	for _, err := range p.VMs(t.Context(), providers.Filter{}) {
+		require.NoError(t, err)
+		n++
+	}
+	require.Equal(t, 3, n)
+	require.Equal(t, 2, s.Calls()["Login"])
+	require.Equal(t, 2, s.Calls()["CreateContainerView"])
+}
+
+// BenchmarkList lists 1,000 VMs.
+func BenchmarkList(b *testing.B) {
+	s, err := vspheretest.New(vspheretest.Options{Dir: b.TempDir(), VMs: vspheretest.GeneratedVMs(1000)})
+	require.NoError(b, err)
+	defer s.Close()
+	p, err := vsphere.Open(b.Context(), config(s), providers.Env{Log: slog.New(slog.DiscardHandler)})
+	require.NoError(b, err)
+	defer p.Close()
+	for b.Loop() {
+		n := 0
+		for _, err := range p.VMs(b.Context(), providers.Filter{}) {
+			require.NoError(b, err)
+			n++
+		}
+		require.Equal(b, 1000, n)
+	}
+}

@@ -1,0 +1,184 @@
+// Package worker hosts workflows and activities: it is the part of the program that does the work,
+// connected to whatever Temporal server it is given.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/worker"
+	"go.temporal.io/sdk/workflow"
+
+	"hypersdk/activities"
+	"hypersdk/workflows"
+)
+
+// Worker is a host at work. It polls three queues: the common one for workflows and short steps, the
+// one on which hosts are found, for as long as it has a free place, and its own.
+type Worker struct {
+	cfg    Config
+	log    *slog.Logger
+	site   *activities.Site
+	engine *engine
+	parts  []worker.Worker
+	stop   context.CancelFunc
+	sweeps sync.WaitGroup
+}
+
+// steps is how many activities a host runs at once: disks wait for one another inside, so that short
+// steps never wait for long ones.
+const steps = 1000
+
+// New makes a worker; c must be valid, and is not closed by it.
+func New(cfg Config, c client.Client, deps Deps) (*Worker, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	if cfg.Host == "" {
+		id, err := hostID(cfg.Data)
+		if err != nil {
+			return nil, fmt.Errorf("worker: host id: %w", err)
+		}
+		cfg.Host = id
+	}
+	e := &engine{client: c, limit: cfg.Limit, namespace: cfg.Namespace}
+	site, err := activities.New(cfg.Config, activities.Deps{
+		Log: deps.Log, Connections: deps.Connections, Format: deps.Format, Engine: e,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	w := &Worker{cfg: cfg, log: deps.Log, site: site, engine: e}
+	opt := worker.Options{
+		Identity: cfg.Host, WorkerStopTimeout: cfg.StopTimeout, MaxHeartbeatThrottleInterval: time.Second,
+		// Copies may leave little of the processor for a moment; workflows do no more than a few
+		// microseconds of work.
+		DeadlockDetectionTimeout: 10 * time.Second,
+		OnFatalError: func(err error) {
+			if deps.OnFatal != nil {
+				deps.OnFatal(err)
+				return
+			}
+			deps.Log.Error("the worker cannot go on", "error", err)
+		},
+	}
+	own := opt
+	own.DisableWorkflowWorker, own.MaxConcurrentActivityExecutionSize = true, steps
+	place := opt
+	place.DisableWorkflowWorker, place.MaxConcurrentActivityTaskPollers = true, 1
+	if place.Tuner, err = placeTuner(site.Places()); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	common := worker.New(c, workflows.Queue, opt)
+	Register(common)
+	control, data := &activities.Control{Site: site}, &activities.Data{Site: site}
+	register(common, control, nil)
+	host := worker.New(c, workflows.HostQueue(cfg.Host), own)
+	register(host, control, data)
+	finder := worker.New(c, workflows.PlaceQueue, place)
+	finder.RegisterActivityWithOptions(control.Place, activity.RegisterOptions{Name: activities.PlaceActivity})
+	w.parts = []worker.Worker{common, host, finder}
+	return w, nil
+}
+
+// Register registers the workflows under their names, also for a replay.
+func Register(r worker.WorkflowRegistry) {
+	r.RegisterWorkflowWithOptions(workflows.Export, workflow.RegisterOptions{Name: workflows.ExportWorkflow})
+	r.RegisterWorkflowWithOptions(workflows.Admission, workflow.RegisterOptions{Name: workflows.AdmissionWorkflow})
+	r.RegisterWorkflowWithOptions(workflows.Log, workflow.RegisterOptions{Name: workflows.LogWorkflow})
+}
+
+func register(r worker.ActivityRegistry, c *activities.Control, d *activities.Data) {
+	as := func(f any, name string) { r.RegisterActivityWithOptions(f, activity.RegisterOptions{Name: name}) }
+	as(c.Ask, activities.AskActivity)
+	as(c.Ended, activities.EndedActivity)
+	as(c.Inspect, activities.InspectActivity)
+	as(c.Prepare, activities.PrepareActivity)
+	as(c.Snapshot, activities.SnapshotActivity)
+	as(c.DropSnapshot, activities.DropSnapshotActivity)
+	as(c.Finish, activities.FinishActivity)
+	as(c.Discard, activities.DiscardActivity)
+	as(c.Leave, activities.LeaveActivity)
+	as(c.ReadLog, activities.ReadLogActivity)
+	if d != nil {
+		as(d.TransferDisk, activities.TransferActivity)
+		as(d.VerifyDisk, activities.VerifyActivity)
+	}
+}
+
+// Host is the id of the host that the worker is.
+func (w *Worker) Host() string { return w.cfg.Host }
+
+// Logs are the logs of the jobs that were, or are, on this host.
+func (w *Worker) Logs() *activities.Logs { return w.site.Logs() }
+
+// Start begins to work. It returns once the worker polls; it does not wait for a task.
+func (w *Worker) Start() error {
+	for i, p := range w.parts {
+		if err := p.Start(); err != nil {
+			for _, q := range w.parts[:i] {
+				q.Stop()
+			}
+			return fmt.Errorf("worker: %w", err)
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	w.stop = stop
+	w.sweeps.Go(func() { w.announce(ctx) })
+	w.sweeps.Go(func() { w.sweep(ctx) })
+	return nil
+}
+
+// Stop lets what runs come to a durable end, within the stop timeout. A worker is not started again.
+func (w *Worker) Stop() {
+	if w.stop != nil {
+		w.stop()
+	}
+	var wg sync.WaitGroup
+	for _, p := range w.parts {
+		wg.Go(p.Stop)
+	}
+	wg.Wait()
+	w.sweeps.Wait()
+}
+
+// announce tells admission how many jobs may run at once, until it has heard.
+func (w *Worker) announce(ctx context.Context) {
+	if w.cfg.Limit == 0 {
+		return
+	}
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		err := w.engine.announce(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		w.log.Warn("admission has not heard of the limit yet", "limit", w.cfg.Limit, "error", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// sweep cleans up after dead jobs: now, and every now and then.
+func (w *Worker) sweep(ctx context.Context) {
+	tick := time.NewTicker(w.cfg.SweepPace)
+	defer tick.Stop()
+	for {
+		if err := w.site.Sweep(ctx); err != nil && !errors.Is(err, context.Canceled) && ctx.Err() == nil {
+			w.log.Warn("cleaning up after dead jobs did not work", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}

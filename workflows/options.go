@@ -1,0 +1,115 @@
+package workflows
+
+import (
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"hypersdk/activities"
+)
+
+// Every time and retry policy of the program that is not a worker's configuration. Which failures are
+// tried again, and when, is decided where they are translated (activities, fail): the policies here
+// only pace what nobody classified.
+const (
+	day = 24 * time.Hour
+
+	// askAgain is how often a job that waits for admission makes sure that it is still in the queue.
+	askAgain = 30 * time.Minute
+	// checkOwners is how often admission looks whether the jobs that run still live.
+	checkOwners = time.Minute
+	// logPatience is how long the host that has a log may take to begin to answer.
+	logPatience = 5 * time.Second
+)
+
+// firstTerms hold until a worker has told its own.
+var firstTerms = activities.Terms{HostAway: 10 * time.Minute, Heartbeat: 10 * time.Second, CleanWithin: 30 * time.Minute}
+
+func retries(first, most time.Duration) *temporal.RetryPolicy {
+	return &temporal.RetryPolicy{
+		InitialInterval: first, BackoffCoefficient: 2, MaximumInterval: most,
+		// A bug does not go away by trying again.
+		NonRetryableErrorTypes: []string{"PanicError"},
+	}
+}
+
+// anywhere is for short activities that need no host of their own.
+func anywhere(ctx workflow.Context) workflow.Context {
+	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		TaskQueue:              Queue,
+		StartToCloseTimeout:    5 * time.Minute,
+		ScheduleToCloseTimeout: day,
+		HeartbeatTimeout:       time.Minute,
+		WaitForCancellation:    true,
+		RetryPolicy:            retries(time.Second, time.Minute),
+	})
+}
+
+// somewhere is for finding a host: it waits for as long as none has a place.
+func somewhere(ctx workflow.Context) workflow.Context {
+	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		TaskQueue:              PlaceQueue,
+		StartToCloseTimeout:    time.Minute,
+		ScheduleToCloseTimeout: 90 * day,
+		WaitForCancellation:    true,
+		RetryPolicy:            retries(time.Second, time.Minute),
+	})
+}
+
+// onHost is for steps that take seconds or minutes on the job's host.
+func onHost(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
+	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		TaskQueue:              HostQueue(host),
+		StartToCloseTimeout:    2 * time.Hour,
+		ScheduleToStartTimeout: t.HostAway,
+		ScheduleToCloseTimeout: day,
+		HeartbeatTimeout:       t.Heartbeat,
+		WaitForCancellation:    true,
+		RetryPolicy:            retries(time.Second, time.Minute),
+	})
+}
+
+// moving is for what takes as long as a disk is large.
+func moving(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
+	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		TaskQueue:              HostQueue(host),
+		StartToCloseTimeout:    30 * day,
+		ScheduleToStartTimeout: t.HostAway,
+		ScheduleToCloseTimeout: 30 * day,
+		HeartbeatTimeout:       t.Heartbeat,
+		WaitForCancellation:    true,
+		RetryPolicy:            retries(time.Second, time.Minute),
+	})
+}
+
+// cleaning is for undoing: tried for a while, then reported. An empty host is any.
+func cleaning(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
+	opt := workflow.ActivityOptions{
+		TaskQueue:              Queue,
+		StartToCloseTimeout:    t.CleanWithin,
+		ScheduleToCloseTimeout: t.CleanWithin,
+		HeartbeatTimeout:       t.Heartbeat,
+		RetryPolicy:            retries(time.Second, 30*time.Second),
+	}
+	if host != "" {
+		opt.TaskQueue = HostQueue(host)
+		opt.ScheduleToStartTimeout = min(t.HostAway, t.CleanWithin)
+	}
+	return workflow.WithActivityOptions(ctx, opt)
+}
+
+// reading is for a page of a log: now, or not at all.
+func reading(ctx workflow.Context, host string) workflow.Context {
+	opt := workflow.ActivityOptions{
+		TaskQueue:              Queue,
+		StartToCloseTimeout:    10 * time.Second,
+		ScheduleToStartTimeout: logPatience,
+		ScheduleToCloseTimeout: 15 * time.Second,
+		RetryPolicy:            &temporal.RetryPolicy{MaximumAttempts: 1},
+	}
+	if host != "" {
+		opt.TaskQueue = HostQueue(host)
+	}
+	return workflow.WithActivityOptions(ctx, opt)
+}
