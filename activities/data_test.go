@@ -149,7 +149,7 @@ func TestTransferOfAnotherSnapshot(t *testing.T) {
 	_, err = b.transfer()
 	require.Error(t, err)
 
-	b.platform.disk = formatstest.NewDisk(8, b.platform.disk.Size())
+	b.platform.disk = newNoise(8, b.platform.disk.Size())
 	in := b.request()
 	in.Ref.Snapshot = "s2"
 	got, err := call(b, b.data.TransferDisk, in)
@@ -178,7 +178,9 @@ func TestDiskFull(t *testing.T) {
 	b := newBench(t)
 	_, err := b.prepare()
 	require.NoError(t, err)
-	b.wrap = func(f formats.File) formats.File { return &formatstest.Faulty{File: f, Fault: formatstest.NoSpace(50 * mib)} }
+	b.wrap = func(f formats.File) formats.File {
+		return &formatstest.Faulty{File: f, Fault: formatstest.NoSpace(60 * mib)}
+	}
 	_, err = b.transfer()
 	app := failure(t, err)
 	require.Equal(t, string(providers.Exhausted), app.Type())
@@ -263,7 +265,7 @@ func TestDiskChangedItsSize(t *testing.T) {
 	_, err := b.prepare()
 	require.NoError(t, err)
 	in := b.request()
-	b.platform.disk = formatstest.NewDisk(7, in.Size+mib)
+	b.platform.disk = newNoise(7, in.Size+mib)
 	_, err = call(b, b.data.TransferDisk, in)
 	require.True(t, failure(t, err).NonRetryable())
 	require.Contains(t, failure(t, err).Message(), "in its snapshot")
@@ -422,7 +424,7 @@ func TestVerifyWantsTheRightDigest(t *testing.T) {
 
 func TestEmptyDisk(t *testing.T) {
 	b := newBench(t)
-	b.platform.disk = formatstest.NewDisk(1, 0)
+	b.platform.disk = newNoise(1, 0)
 	_, err := b.prepare()
 	require.NoError(t, err)
 	got, err := b.transfer()

@@ -100,9 +100,12 @@ func again(err error) bool {
 
 // reasonOf is providers.ReasonOf for errors of formats and of the local file system too.
 func reasonOf(err error) providers.Reason {
+	var s *sentence
 	var e *providers.Error
 	var r providers.Reason
 	switch {
+	case errors.As(err, &s):
+		return s.reason
 	case errors.As(err, &e), errors.As(err, &r):
 		return providers.ReasonOf(err)
 	case errors.Is(err, formats.ErrCorrupt):

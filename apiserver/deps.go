@@ -28,9 +28,10 @@ type Config struct {
 	AllowedOrigins []string
 	// DefaultFormat is the disk format of a job that names none.
 	DefaultFormat string
-	// Namespace is the Temporal namespace, for links into the Web UI; "" is "default".
+	// Namespace is that of the Temporal client, for links into the Web UI; "" is "default".
 	Namespace string
-	// PollInterval is how often running jobs are looked at for web sockets; 0 is a second.
+	// PollInterval is how often running jobs are looked at for those who watch them, and logs for
+	// those who follow them; 0 is a second.
 	PollInterval time.Duration
 }
 

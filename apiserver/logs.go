@@ -24,7 +24,6 @@ import (
 )
 
 const (
-	followPace  = time.Second
 	maxTail     = 10_000
 	maxTailSize = 8 << 20
 )
@@ -132,7 +131,7 @@ func (l *logStream) follow(ctx context.Context, w http.ResponseWriter) error {
 			return nil
 		case <-l.s.hub.closed:
 			return nil
-		case <-time.After(followPace):
+		case <-time.After(l.s.cfg.PollInterval):
 		}
 		if d, err := l.s.describe(ctx, l.job.ID); err == nil {
 			j := l.s.view(d.GetWorkflowExecutionInfo())

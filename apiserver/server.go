@@ -7,6 +7,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -60,9 +61,8 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		log: deps.Log, begun: time.Now(), recent: &recent{},
 		caps: job.Caps{Formats: deps.Formats, Transports: transports(deps.Providers), Features: deps.Features},
 	}
-	if s.cfg.Namespace == "" {
-		s.cfg.Namespace = "default"
-	}
+	s.cfg.Namespace = cmp.Or(cfg.Namespace, "default")
+	s.cfg.PollInterval = cmp.Or(cfg.PollInterval, time.Second)
 	if s.converter == nil {
 		s.converter = converter.GetDefaultDataConverter()
 	}

@@ -90,11 +90,7 @@ func (h *hub) idle() bool {
 }
 
 func (h *hub) poll() {
-	pace := h.s.cfg.PollInterval
-	if pace <= 0 {
-		pace = time.Second
-	}
-	t := time.NewTicker(pace)
+	t := time.NewTicker(h.s.cfg.PollInterval)
 	defer t.Stop()
 	known := map[string][]byte{}
 	since := time.Now()

@@ -118,7 +118,7 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 		"a mapping for a text":     {file: "DaemonAddr: {a: b}", want: []string{"DaemonAddr must be a text"}},
 		"lists in a list":          {file: "OutputRoots: [[/a]]", want: []string{"OutputRoots must be a list of texts"}},
 		"an unknown level":         {file: "LogLevel: loud", want: []string{"LogLevel must be debug, info, warn or error"}},
-		"no YAML":                  {file: "a: b: c", want: []string{"is not YAML", "line 1"}},
+		"no YAML":                  {file: "a: 1\n\tb: 2", want: []string{"is not YAML", "line 2"}},
 		"no keys":                  {file: "- a", want: []string{"keys and values"}},
 		"a wrong variable":         {env: map[string]string{"HYPERSDK_MAX_JOBS": "many"}, want: []string{"environment variable HYPERSDK_MAX_JOBS", "MaxJobs must be a whole number"}},
 		"a connection of no kind":  {file: "connections: {a: {server: x}}", want: []string{"connection a has no kind"}},
@@ -223,8 +223,14 @@ func TestAWrongPasswordFieldIsNotShown(t *testing.T) {
 	_, _, err := loadWith(t, "Password: ["+password+"]", nil)
 	require.ErrorContains(t, err, "Password must be a text")
 	require.NotContains(t, err.Error(), password)
-	_, _, err = loadWith(t, "connections: {a: {kind: vsphere, password: {"+password+": 1}, 1: 2}}", nil)
-	require.NotContains(t, err.Error(), password)
+	for _, fields := range []string{"password: {" + password + ": 1}", "pasword: " + password, "port: " + password} {
+		cfg, _, err := loadWith(t, "connections: {a: {kind: vsphere, server: x, username: y, "+fields+"}}", nil)
+		require.NoError(t, err)
+		d := daemon{cfg: cfg, parts: parts{api: true, worker: true}}
+		_, err = d.check()
+		require.ErrorContains(t, err, "connection a")
+		require.NotContains(t, err.Error(), password)
+	}
 }
 
 func TestAFileWithSecretsThatOthersMayRead(t *testing.T) {
@@ -273,7 +279,8 @@ func loadWith(t *testing.T, file string, env map[string]string, args ...string) 
 func loadFrom(file string, env map[string]string) (Config, error) {
 	cfg := Default()
 	all := settings(&cfg)
-	return cfg, load(&cfg, all, pflag.NewFlagSet("", pflag.ContinueOnError), source{file: file, lookup: lookup(env)})
+	err := load(&cfg, all, pflag.NewFlagSet("", pflag.ContinueOnError), source{file: file, lookup: lookup(env)})
+	return cfg, err
 }
 
 func lookup(env map[string]string) func(string) (string, bool) {

@@ -12,6 +12,9 @@ import (
 	"hypersdk/formats"
 	"hypersdk/formats/qcow2"
 	"hypersdk/formats/raw"
+	"hypersdk/formats/vdi"
+	"hypersdk/formats/vhd"
+	"hypersdk/formats/vhdx"
 )
 
 // edge is how much of both ends of a file is looked at to recognise its format.
@@ -22,6 +25,9 @@ const edge = 512
 func Formats() []formats.Format {
 	return []formats.Format{
 		qcow2.Format(),
+		vhdx.Format(),
+		vdi.Format(),
+		vhd.Format(), // a fixed disk is known by its last bytes; its first are the guest's
 		raw.Format(),
 	}
 }

@@ -188,7 +188,9 @@ var words = [...]string{"the", "disk", "of", "a", "machine", "is", "read", "in",
 
 // page computes one page of the disk.
 func (p part) page(b *[page]byte, index int64) {
-	r := splitmix(p.seed ^ uint64(index)*0x9e3779b97f4a7c15)
+	r := splitmix(p.seed)
+	at := splitmix(^uint64(index))
+	r = splitmix(r.next() ^ at.next())
 	switch p.style {
 	case text:
 		for n := 0; n < page; {

@@ -9,7 +9,9 @@ import (
 // block size. It ends at the first error.
 func Fill(w formats.Writer, d *Disk, off, end int64) error {
 	f := filler{w: w, block: max(w.BlockSize(), page)}
-	f.packer, _ = w.(formats.PackedWriter)
+	if f.packer, _ = w.(formats.PackedWriter); f.packer != nil {
+		f.block = w.BlockSize()
+	}
 	for at := off; at < end; {
 		p := d.parts[d.find(at)]
 		n := (min(p.end, end) - at) / f.block * f.block

@@ -107,6 +107,9 @@ func Run(t *testing.T, h Harness) {
 			t.Run(fmt.Sprintf("round trip of %d bytes", size), func(t *testing.T) { h.roundTrip(t, size) })
 		}
 		t.Run("empty disk", h.empty)
+		if h.Options.Compression != "" {
+			t.Run("blocks are packed", h.packs)
+		}
 		t.Run("same writes give the same bytes", h.sameBytes)
 		t.Run("crash and resume", h.crash)
 		t.Run("a resume goes on from many places", h.resumeAnywhere)

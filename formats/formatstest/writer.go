@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -31,6 +32,55 @@ func (h Harness) empty(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, h.examSize(), len(all))
 	require.True(t, isZero(all))
+}
+
+// packs has a writer with compression pack blocks, each on its own: what was packed before, and by how
+// many at once, makes no difference.
+func (h Harness) packs(t *testing.T) {
+	w, err := h.Format.Create(t.Context(), NewMemFile(), h.examSize(), h.Options, formats.Checkpoint{})
+	require.NoError(t, err)
+	defer w.Close()
+	require.Implements(t, (*formats.PackedWriter)(nil), w)
+	p := w.(formats.PackedWriter)
+	block := w.BlockSize()
+	blocks := make([][]byte, 24)
+	for i := range blocks {
+		d := &Disk{size: block, parts: []part{{end: block, style: style(1 + i%3), seed: uint64(i)}}}
+		blocks[i] = make([]byte, block)
+		_, err := d.ReadAt(blocks[i], 0)
+		require.NoError(t, noEOF(err))
+	}
+	want := make([]formats.Packed, len(blocks))
+	for i, b := range blocks {
+		pk, ok := p.Pack(nil, b)
+		require.Equal(t, style(1+i%3) != noise, ok, "noise does not become smaller, text does")
+		if !ok {
+			continue
+		}
+		require.Less(t, int64(len(pk.Bytes)), block)
+		require.Equal(t, b, Unpack(t, pk, block))
+		require.True(t, p.Accepts(pk, block), "it stores what it packs")
+		want[i] = pk
+	}
+	errs := make([]error, 4)
+	var wg sync.WaitGroup
+	for g := range errs {
+		wg.Go(func() {
+			var buf []byte
+			for i := range blocks {
+				i = (i*(2*g+5) + g) % len(blocks)
+				pk, ok := p.Pack(buf, blocks[i])
+				if ok && !bytes.Equal(pk.Bytes, want[i].Bytes) {
+					errs[g] = fmt.Errorf("block %d packed differently", i)
+				}
+				if ok {
+					buf = pk.Bytes
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.NoError(t, errors.Join(errs...))
 }
 
 func (h Harness) sameBytes(t *testing.T) {
@@ -248,8 +298,9 @@ func (h Harness) truncated(t *testing.T) {
 // strewn are places all over a file: its ends, and some between.
 func strewn(size int64) []int64 {
 	var all []int64
-	for i := range int64(40) {
-		for _, off := range []int64{size * i / 40, i * 512, size - 1 - i*512} {
+	const parts = 12
+	for i := range int64(parts) {
+		for _, off := range []int64{size * i / parts, i * 512, size - 1 - i*512} {
 			if off >= 0 && off < size {
 				all = append(all, off)
 			}

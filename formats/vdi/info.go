@@ -11,7 +11,7 @@ import (
 // Info is what a VDI says of itself.
 type Info struct {
 	Subformat    string  `json:"subformat"`
-	Size         int64   `json:"size"` // of the disk, bytes
+	DiskSize     int64   `json:"disk_size"` // of the disk, bytes
 	Version      string  `json:"version"`
 	Banner       string  `json:"banner,omitempty"` // what the file begins with: who made it
 	Comment      string  `json:"comment,omitempty"`
@@ -40,7 +40,7 @@ func Inspect(_ context.Context, r io.ReaderAt, size int64) (Info, error) {
 	h := d.header
 	i := Info{
 		Subformat:    h.subformat(),
-		Size:         h.size,
+		DiskSize:     h.size,
 		Version:      fmt.Sprintf("%d.%d", h.version>>16, h.version&0xffff),
 		Banner:       h.banner,
 		Comment:      h.comment,

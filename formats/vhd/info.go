@@ -12,7 +12,7 @@ import (
 // Info is what a VHD says of itself.
 type Info struct {
 	Subformat      string    `json:"subformat"`
-	Size           int64     `json:"size"`         // of the disk as it is read, bytes
+	DiskSize       int64     `json:"disk_size"`    // of the disk as it is read, bytes
 	CurrentSize    int64     `json:"current_size"` // as stored
 	OriginalSize   uint64    `json:"original_size"`
 	Geometry       Geometry  `json:"geometry"`
@@ -42,7 +42,7 @@ func Inspect(_ context.Context, r io.ReaderAt, size int64) (Info, error) {
 	f := d.footer
 	i := Info{
 		Subformat:      f.subformat(),
-		Size:           f.size(),
+		DiskSize:       f.size(),
 		CurrentSize:    int64(f.currentSize),
 		OriginalSize:   f.originalSize,
 		Geometry:       f.geometry,

@@ -262,7 +262,7 @@ func TestInspect(t *testing.T) {
 	i, err := vhd.Inspect(t.Context(), bytes.NewReader(b), int64(len(b)))
 	require.NoError(t, err)
 	require.Equal(t, "differencing", i.Subformat)
-	require.EqualValues(t, 8*mib, i.Size)
+	require.EqualValues(t, 8*mib, i.DiskSize)
 	require.EqualValues(t, 2*mib, i.BlockSize)
 	require.Equal(t, "win", i.Creator)
 	require.Equal(t, "02020202-0202-0202-0202-020202020202", i.ID)

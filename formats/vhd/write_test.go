@@ -165,7 +165,7 @@ func TestGeometryIsThatOfTheAppendix(t *testing.T) {
 		i, err := vhd.Inspect(t.Context(), f, f.Size())
 		require.NoError(t, err)
 		require.Equal(t, appendix(sectors), [3]int64{int64(i.Geometry.Cylinders), int64(i.Geometry.Heads), int64(i.Geometry.Sectors)}, "%d sectors", sectors)
-		require.Equal(t, sectors*512, i.Size)
+		require.Equal(t, sectors*512, i.DiskSize)
 	}
 }
 

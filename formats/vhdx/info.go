@@ -13,7 +13,7 @@ import (
 // Info is what a VHDX says of itself.
 type Info struct {
 	Subformat      string  `json:"subformat"`
-	Size           int64   `json:"size"` // of the disk, bytes
+	DiskSize       int64   `json:"disk_size"` // of the disk, bytes
 	Creator        string  `json:"creator,omitempty"`
 	BlockSize      int64   `json:"block_size"`
 	LogicalSector  int64   `json:"logical_sector_size"`
@@ -49,7 +49,7 @@ func Inspect(ctx context.Context, r io.ReaderAt, size int64) (Info, error) {
 	}
 	i := Info{
 		Subformat:      d.meta.subformat(),
-		Size:           d.meta.size,
+		DiskSize:       d.meta.size,
 		Creator:        d.creator,
 		BlockSize:      d.meta.block,
 		LogicalSector:  d.meta.logical,

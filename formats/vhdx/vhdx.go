@@ -30,7 +30,6 @@ const (
 func Format() formats.Format {
 	return formats.Format{
 		Name:   "vhdx",
-		Alias:  []string{"avhdx"},
 		Ext:    ".vhdx",
 		Probe:  probe,
 		Open:   Open,

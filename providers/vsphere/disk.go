@@ -156,7 +156,7 @@ func (p *Provider) OpenDisk(ctx context.Context, ref providers.DiskRef) (formats
 		if err == nil && now != f {
 			err = &providers.Error{Op: "vsphere: read disk", Object: object, Reason: providers.Precondition, Msg: "the disk has been moved to another file"}
 		}
-		return err
+		return fail("read disk", object, err)
 	})
 	if err := im.probe(); err != nil {
 		im.Close()

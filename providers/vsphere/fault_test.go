@@ -228,8 +228,11 @@ func TestTheVMIsDeletedUnderARead(t *testing.T) {
 	b := setup(t, 2*mib)
 	im := b.open()
 	require.NoError(t, b.server.DeleteVM("web-01"))
-	_, err := readAll(im)
+	before := b.server.Calls()["RetrievePropertiesEx"]
+	_, err := im.ReadAt(make([]byte, 10), 0)
 	require.ErrorIs(t, err, providers.NotFound)
+	require.ErrorContains(t, err, "there is no such VM")
+	require.Equal(t, before+1, b.server.Calls()["RetrievePropertiesEx"], "it asks once and believes the answer")
 	_, err = b.p.OpenDisk(t.Context(), b.ref)
 	require.ErrorIs(t, err, providers.NotFound)
 	require.NoError(t, b.p.DeleteSnapshot(t.Context(), b.vm.ID, b.snap.ID), "it is gone with its VM")

@@ -1,14 +1,12 @@
 package vsphere_test
 
 import (
-	"log/slog"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"hypersdk/providers"
-	"hypersdk/providers/vsphere"
 	"hypersdk/providers/vsphere/vspheretest"
 )
 
@@ -51,22 +49,4 @@ func TestASessionThatEndsInTheMiddleOfAListing(t *testing.T) {
 	require.Equal(t, 3, n)
 	require.Equal(t, 2, s.Calls()["Login"])
 	require.Equal(t, 2, s.Calls()["CreateContainerView"])
-}
-
-// BenchmarkList lists 1,000 VMs.
-func BenchmarkList(b *testing.B) {
-	s, err := vspheretest.New(vspheretest.Options{Dir: b.TempDir(), VMs: vspheretest.GeneratedVMs(1000)})
-	require.NoError(b, err)
-	defer s.Close()
-	p, err := vsphere.Open(b.Context(), config(s), providers.Env{Log: slog.New(slog.DiscardHandler)})
-	require.NoError(b, err)
-	defer p.Close()
-	for b.Loop() {
-		n := 0
-		for _, err := range p.VMs(b.Context(), providers.Filter{}) {
-			require.NoError(b, err)
-			n++
-		}
-		require.Equal(b, 1000, n)
-	}
 }

@@ -58,6 +58,10 @@ func (p *Provider) machine(ctx context.Context, id providers.VMID, props []strin
 			{Type: "DistributedVirtualPortgroup", PathSet: []string{"name", "key"}},
 		}, above...),
 	})
+	gone := &providers.Error{Op: "vsphere: read VM", Object: string(id), Reason: providers.NotFound, Msg: "there is no such VM"}
+	if notThere(err) {
+		return nil, gone
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +80,7 @@ func (p *Provider) machine(ctx context.Context, id providers.VMID, props []strin
 		m.add(entity)
 	}
 	if m.Self != ref {
-		return nil, &providers.Error{Op: "vsphere: read VM", Object: string(id), Reason: providers.NotFound, Msg: "there is no such VM"}
+		return nil, gone
 	}
 	return m, nil
 }

@@ -1,7 +1,11 @@
 package vspheretest
 
 import (
+	"crypto/sha256"
+	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/types"
@@ -40,15 +44,22 @@ func (b *deviceBuilder) controller(kind string) (types.BaseVirtualController, er
 	if size.key == 1000 {
 		places--
 	}
+	if kind == "ide" && b.controllers[kind] == nil { // every VM has two of these
+		for _, d := range b.list.SelectByType((*types.VirtualIDEController)(nil)) {
+			b.controllers[kind] = append(b.controllers[kind], d.(types.BaseVirtualController))
+		}
+	}
 	have := b.controllers[kind]
-	if n := len(have); n > 0 && len(have[n-1].GetVirtualController().Device) < places {
-		return have[n-1], nil
+	for _, c := range have {
+		if len(c.GetVirtualController().Device) < places {
+			return c, nil
+		}
 	}
 	var dev types.BaseVirtualDevice
 	var err error
 	switch kind {
 	case "ide":
-		dev, err = b.list.CreateIDEController()
+		return nil, errors.New("a VM has no more than four IDE drives")
 	case "sata":
 		dev, err = b.list.CreateSATAController()
 	case "nvme":
@@ -59,44 +70,57 @@ func (b *deviceBuilder) controller(kind string) (types.BaseVirtualController, er
 	if err != nil {
 		return nil, err
 	}
-	c := dev.(types.BaseVirtualController)
 	n := int32(len(have))
 	if size.key == 1000 {
 		n = b.scsi
 		b.scsi++
 	}
+	c := dev.(types.BaseVirtualController)
 	base := c.GetVirtualController()
 	base.Key, base.BusNumber = size.key+n, n
-	if b.controllers == nil {
-		b.controllers = map[string][]types.BaseVirtualController{}
-	}
+	base.DeviceInfo = &types.Description{Label: strings.ToUpper(kind) + " controller " + strconv.Itoa(int(n)), Summary: kind}
+	b.list.AssignController(dev, b.pci())
 	b.controllers[kind] = append(have, c)
 	b.list = append(b.list, dev)
 	return c, nil
 }
 
-// disk is number i of the VM, with its base at the datastore path file.
-func (b *deviceBuilder) disk(i int, d Disk, file string) (*types.VirtualDisk, error) {
-	c, err := b.controller(d.Controller)
-	if err != nil {
-		return nil, fmt.Errorf("disk %d: %w", i, err)
-	}
-	disk := &types.VirtualDisk{CapacityInKB: d.Size / 1024, CapacityInBytes: d.Size}
-	disk.Key = -1 // none yet; AssignController takes 0 for that and makes one up
-	b.list.AssignController(disk, c)
-	base, size := c.GetVirtualController(), busOf(d.Controller)
-	disk.Key = size.disks + base.BusNumber*size.units + *disk.UnitNumber
-	base.Device[len(base.Device)-1] = disk.Key
-	disk.DeviceInfo = &types.Description{Label: fmt.Sprintf("Hard disk %d", i+1)}
-	backing := &types.VirtualDiskFlatVer2BackingInfo{DiskMode: d.Mode, ThinProvisioned: types.NewBool(!d.Thick)}
-	backing.FileName = file
-	disk.Backing = backing
-	b.list = append(b.list, disk)
-	return disk, nil
+func (b *deviceBuilder) pci() types.BaseVirtualController {
+	return b.list.SelectByType((*types.VirtualPCIController)(nil))[0].(types.BaseVirtualController)
 }
 
-// cdrom is a drive with an image in it.
-func (b *deviceBuilder) cdrom(iso string) error {
+// attach puts a device in a free place of a controller. key is that of the first place on the first bus.
+func (b *deviceBuilder) attach(dev types.BaseVirtualDevice, c types.BaseVirtualController, key, units int32) {
+	d, base := dev.GetVirtualDevice(), c.GetVirtualController()
+	d.Key = -1 // none yet; AssignController takes 0 for that and makes one up
+	b.list.AssignController(dev, c)
+	d.Key = key + base.BusNumber*units + *d.UnitNumber
+	base.Device[len(base.Device)-1] = d.Key
+	b.list = append(b.list, dev)
+}
+
+// disk is number i of the VM, with its base at the datastore path file.
+func (b *deviceBuilder) disk(i int, d Disk, file string, ds types.ManagedObjectReference) (key int32, err error) {
+	c, err := b.controller(d.Controller)
+	if err != nil {
+		return 0, fmt.Errorf("disk %d: %w", i, err)
+	}
+	no := types.NewBool(false)
+	backing := &types.VirtualDiskFlatVer2BackingInfo{
+		DiskMode: d.Mode, ThinProvisioned: types.NewBool(!d.Thick),
+		Split: no, WriteThrough: no, EagerlyScrub: no, DigestEnabled: no, Uuid: uuid("disk", file), ContentId: uuid("content", file),
+	}
+	backing.FileName, backing.Datastore = file, &ds
+	disk := &types.VirtualDisk{CapacityInKB: d.Size / 1024, CapacityInBytes: d.Size}
+	disk.Backing = backing
+	disk.DeviceInfo = &types.Description{Label: fmt.Sprintf("Hard disk %d", i+1), Summary: fmt.Sprintf("%d KB", d.Size/1024)}
+	size := busOf(d.Controller)
+	b.attach(disk, c, size.disks, size.units)
+	return disk.Key, nil
+}
+
+// cdrom is a drive with an image in it. It is connected if the VM runs.
+func (b *deviceBuilder) cdrom(iso string, running bool) error {
 	c, err := b.controller("ide")
 	if err != nil {
 		return err
@@ -104,30 +128,30 @@ func (b *deviceBuilder) cdrom(iso string) error {
 	backing := &types.VirtualCdromIsoBackingInfo{}
 	backing.FileName = iso
 	cd := &types.VirtualCdrom{}
-	cd.Key = -1
 	cd.Backing = backing
-	cd.DeviceInfo = &types.Description{Label: "CD/DVD drive 1"}
-	cd.Connectable = &types.VirtualDeviceConnectInfo{StartConnected: true, Connected: true, AllowGuestControl: true}
-	b.list.AssignController(cd, c)
-	base := c.GetVirtualController()
-	cd.Key = 3000 + base.BusNumber*2 + *cd.UnitNumber
-	base.Device[len(base.Device)-1] = cd.Key
-	b.list = append(b.list, cd)
+	cd.DeviceInfo = &types.Description{Label: "CD/DVD drive 1", Summary: "ISO " + iso}
+	cd.Connectable = &types.VirtualDeviceConnectInfo{StartConnected: true, Connected: running, AllowGuestControl: true}
+	b.attach(cd, c, 3000, 2)
 	return nil
 }
 
 // nic is number i of the VM.
-func (b *deviceBuilder) nic(i int) error {
-	backing := &types.VirtualEthernetCardNetworkBackingInfo{}
+func (b *deviceBuilder) nic(i int, m *machine, network types.ManagedObjectReference) *types.VirtualVmxnet3 {
+	backing := &types.VirtualEthernetCardNetworkBackingInfo{Network: &network}
 	backing.DeviceName = vmNetwork
-	dev, err := b.list.CreateEthernetCard("vmxnet3", backing)
-	if err != nil {
-		return err
-	}
-	d := dev.GetVirtualDevice()
-	d.Key = 4000 + int32(i)
-	d.DeviceInfo = &types.Description{Label: fmt.Sprintf("Network adapter %d", i+1), Summary: vmNetwork}
-	d.Connectable = &types.VirtualDeviceConnectInfo{StartConnected: true, Connected: true, AllowGuestControl: true}
-	b.list = append(b.list, dev)
-	return nil
+	nic := &types.VirtualVmxnet3{}
+	nic.Backing = backing
+	nic.DeviceInfo = &types.Description{Label: fmt.Sprintf("Network adapter %d", i+1), Summary: vmNetwork}
+	nic.Connectable = &types.VirtualDeviceConnectInfo{StartConnected: true, Connected: m.running(), AllowGuestControl: true}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s nic %d", m.path(""), i))
+	nic.AddressType, nic.MacAddress = "assigned", fmt.Sprintf("00:50:56:%02x:%02x:%02x", sum[0]&0x3f, sum[1], sum[2])
+	b.attach(nic, b.pci(), 4000-7, 0) // places 0 to 6 are not for cards
+	return nic
+}
+
+// uuid is an id that depends on what it is for alone.
+func uuid(kind, of string) string {
+	sum := sha256.Sum256([]byte(kind + "\x00" + of))
+	sum[6], sum[8] = sum[6]&0x0f|0x50, sum[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", sum[:4], sum[4:6], sum[6:8], sum[8:10], sum[10:16])
 }

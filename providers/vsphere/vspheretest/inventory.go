@@ -2,6 +2,7 @@ package vspheretest
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/simulator/vpx"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -26,6 +28,7 @@ const vmNetwork = "VM Network"
 
 type datacenter struct {
 	name       string
+	network    types.ManagedObjectReference // of the name [vmNetwork]
 	vmFolder   types.ManagedObjectReference
 	folders    map[string]types.ManagedObjectReference // by path below vmFolder
 	clusters   []cluster
@@ -34,6 +37,7 @@ type datacenter struct {
 }
 
 type cluster struct {
+	mold  *mold
 	pool  types.ManagedObjectReference
 	hosts []types.ManagedObjectReference
 }
@@ -41,6 +45,7 @@ type cluster struct {
 type datastore struct {
 	name, kind string
 	dir        string
+	ref        types.ManagedObjectReference
 }
 
 func (s *Server) buildInventory() error {
@@ -55,13 +60,13 @@ func (s *Server) buildInventory() error {
 }
 
 func (s *Server) buildDatacenter(name string) (*datacenter, error) {
-	root := s.svc.Context.Map.Get(s.content().RootFolder).Reference()
-	res, err := methods.CreateDatacenter(s.ctx, s.svc, &types.CreateDatacenter{This: root, Name: name})
+	res, err := methods.CreateDatacenter(s.ctx, s.svc, &types.CreateDatacenter{This: vpx.RootFolder.Self, Name: name})
 	if err != nil {
 		return nil, err
 	}
 	obj := s.reg.Get(res.Returnval).(*simulator.Datacenter)
 	dc := &datacenter{name: name, vmFolder: obj.VmFolder, folders: map[string]types.ManagedObjectReference{}}
+	dc.network = s.reg.FindByName(vmNetwork, obj.Network).Reference()
 	for i := range s.opt.Clusters {
 		c, err := s.buildCluster(obj.HostFolder, fmt.Sprintf("%s_C%d", name, i))
 		if err != nil {
@@ -73,14 +78,23 @@ func (s *Server) buildDatacenter(name string) (*datacenter, error) {
 		if d.Datacenter != "" && d.Datacenter != name {
 			continue
 		}
-		if d.Type == typeVSAN && s.opt.Hosts < 3 {
-			return nil, fmt.Errorf("datastore %q: vSAN needs three hosts in a cluster", d.Name)
-		}
 		ds, err := s.buildDatastore(dc, d)
 		if err != nil {
 			return nil, fmt.Errorf("datastore %q: %w", d.Name, err)
 		}
 		dc.datastores = append(dc.datastores, ds)
+	}
+	if len(dc.datastores) == 0 {
+		return nil, errors.New("it has no datastore")
+	}
+	for i := range dc.clusters {
+		if dc.clusters[i].mold, err = s.newMold(dc, dc.clusters[i], i); err != nil {
+			return nil, err
+		}
+	}
+	for _, ds := range dc.datastores { // only now: the simulator is particular about files on vSAN
+		ctx, obj := s.sim(), s.reg.Get(ds.ref).(*simulator.Datastore)
+		ctx.WithLock(obj, func() { setType(obj, ds.kind) })
 	}
 	return dc, nil
 }
@@ -113,7 +127,6 @@ func (s *Server) buildDatastore(dc *datacenter, d Datastore) (*datastore, error)
 	if err := os.MkdirAll(ds.dir, 0o755); err != nil {
 		return nil, err
 	}
-	var ref types.ManagedObjectReference
 	for _, c := range dc.clusters {
 		for _, host := range c.hosts {
 			system := s.reg.Get(host).(*simulator.HostSystem).ConfigManager.DatastoreSystem
@@ -121,25 +134,12 @@ func (s *Server) buildDatastore(dc *datacenter, d Datastore) (*datastore, error)
 			if err != nil {
 				return nil, err
 			}
-			if res.Returnval.Value != "" {
-				ref = res.Returnval
+			if ds.ref.Value == "" { // the first host makes it, the others mount it
+				ds.ref = res.Returnval
 			}
 		}
 	}
-	obj := s.findDatastore(dc, d.Name)
-	if obj == nil {
-		return nil, fmt.Errorf("the simulator did not make it (%v)", ref)
-	}
-	ctx := s.sim()
-	ctx.WithLock(obj, func() { setType(obj, d.Type) })
 	return ds, nil
-}
-
-// findDatastore is the simulator's object of a datastore.
-func (s *Server) findDatastore(dc *datacenter, name string) *simulator.Datastore {
-	host := s.reg.Get(dc.clusters[0].hosts[0]).(*simulator.HostSystem)
-	ds, _ := s.reg.FindByName(name, host.Datastore).(*simulator.Datastore)
-	return ds
 }
 
 // setType makes a simulated local folder say that it is a VMFS, NFS or vSAN datastore.
@@ -159,10 +159,6 @@ func setType(ds *simulator.Datastore, kind string) {
 	case typeVSAN:
 		ds.Info = &types.VsanDatastoreInfo{DatastoreInfo: info, MembershipUuid: "52d1ad2e-1f6c-4f44-9a0e-f1a2f8f0a001"}
 	}
-}
-
-func (s *Server) content() types.ServiceContent {
-	return s.svc.Context.Map.Get(types.ManagedObjectReference{Type: "ServiceInstance", Value: "ServiceInstance"}).(*simulator.ServiceInstance).Content
 }
 
 // datacenter finds a datacenter by name; the first one for "".
@@ -186,11 +182,11 @@ func (dc *datacenter) datastore(name string) *datastore {
 }
 
 // place is where the next VM goes.
-func (dc *datacenter) place() (pool, host types.ManagedObjectReference) {
-	c := dc.clusters[dc.vms%len(dc.clusters)]
+func (dc *datacenter) place() (c cluster, host types.ManagedObjectReference) {
+	c = dc.clusters[dc.vms%len(dc.clusters)]
 	host = c.hosts[dc.vms/len(dc.clusters)%len(c.hosts)]
 	dc.vms++
-	return c.pool, host
+	return c, host
 }
 
 // folder is the VM folder with a path below the datacenter's own, made where it is not there.

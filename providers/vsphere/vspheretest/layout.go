@@ -1,7 +1,6 @@
 package vspheretest
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,27 +8,11 @@ import (
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
-	"github.com/vmware/govmomi/vim25/xml"
 )
-
-// deepCopy copies a value of the API, so that neither sees a later change of the other.
-func deepCopy[T any](v T) T {
-	var buf bytes.Buffer
-	if err := xml.NewEncoder(&buf).Encode(v); err != nil {
-		panic(err) // a value that the API itself could not send
-	}
-	dec := xml.NewDecoder(&buf)
-	dec.TypeFunc = types.TypeFunc()
-	var out T
-	if err := dec.Decode(&out); err != nil {
-		panic(err)
-	}
-	return out
-}
 
 // withLayers is a copy of devices in which the disks are backed by the layers given by key.
 func (m *machine) withLayers(devices []types.BaseVirtualDevice, layers map[int32]*layer) []types.BaseVirtualDevice {
-	devices = deepCopy(types.ArrayOfVirtualDevice{VirtualDevice: devices}).VirtualDevice
+	devices = deepCopy(devices)
 	for _, d := range devices {
 		disk, ok := d.(*types.VirtualDisk)
 		if !ok {
@@ -84,7 +67,7 @@ func (s *Server) publish(ctx *simulator.Context, m *machine, vm *simulator.Virtu
 	m.mu.RUnlock()
 
 	s.reg.Update(ctx, vm, changes)
-	s.reg.Update(ctx, vm, m.storage(vm))
+	s.reg.Update(ctx, vm, m.storage(vm.Datastore))
 	for _, snap := range snapshots {
 		if obj, ok := s.reg.Get(snap.ref).(*simulator.VirtualMachineSnapshot); ok {
 			s.publishSnapshot(m, snap, obj)
@@ -169,7 +152,7 @@ func (b *layoutBuilder) chain(l *layer, thick bool) []types.VirtualMachineFileLa
 }
 
 // storage is where the VM's files are and what space they take.
-func (m *machine) storage(vm *simulator.VirtualMachine) []types.PropertyChange {
+func (m *machine) storage(datastores []types.ManagedObjectReference) []types.PropertyChange {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	b := layoutBuilder{m: m}
@@ -197,9 +180,9 @@ func (m *machine) storage(vm *simulator.VirtualMachine) []types.PropertyChange {
 	}
 	left := max(0, provisioned-committed)
 	usage := types.VirtualMachineStorageInfo{Timestamp: now()}
-	if len(vm.Datastore) > 0 {
+	if len(datastores) > 0 {
 		usage.PerDatastoreUsage = []types.VirtualMachineUsageOnDatastore{
-			{Datastore: vm.Datastore[0], Committed: committed, Uncommitted: left, Unshared: committed},
+			{Datastore: datastores[0], Committed: committed, Uncommitted: left, Unshared: committed},
 		}
 	}
 	return []types.PropertyChange{

@@ -69,15 +69,11 @@ type TB interface {
 	Helper()
 	Cleanup(f func())
 	Fatalf(format string, args ...any)
-	TempDir() string
 }
 
 // Start is [New] for a test, which ends with it.
 func Start(t TB, o Options) *Server {
 	t.Helper()
-	if o.Dir == "" {
-		o.Dir = t.TempDir()
-	}
 	s, err := New(o)
 	if err != nil {
 		t.Fatalf("start the fake vCenter: %v", err)
@@ -127,8 +123,14 @@ func (s *Server) open() (err error) {
 	return s.serve(listener)
 }
 
+// simulatorGlobals is held while an inventory is built: the simulator writes variables of its
+// packages then, and reads them.
+var simulatorGlobals sync.Mutex
+
 // build makes the simulator and its inventory.
 func (s *Server) build(addr string) error {
+	simulatorGlobals.Lock()
+	defer simulatorGlobals.Unlock()
 	s.url = &url.URL{Scheme: "http", Host: addr, Path: "/sdk"}
 	if s.opt.TLS {
 		s.url.Scheme = "https"

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -55,9 +56,9 @@ const stateName = "hypersim.json"
 
 func (m *machine) stateFile() string { return filepath.Join(m.dir(), stateName) }
 
-// save keeps the state of m for a later run in the same folder.
+// save keeps the state of m for a later run in the same folder, where the user gave one.
 func (s *Server) save(m *machine) error {
-	if m.adopted {
+	if m.adopted || s.opt.Dir == "" {
 		return nil
 	}
 	m.mu.RLock()
@@ -141,27 +142,36 @@ func (s *Server) restore() error {
 		}
 	}
 	// Ids only rise: the first that a run gives is one after all that there ever were.
-	s.align(firstID)
+	last, err := os.ReadFile(s.lastFile())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(string(last)))
+	s.lastID = n
+	for m, state := range states {
+		s.lastID = max(s.lastID, number(m.ref))
+		for _, snap := range state.Snapshots {
+			s.lastID = max(s.lastID, number(types.ManagedObjectReference{Value: snap.ID}))
+		}
+	}
+	s.align(s.lastID)
 	slices.SortFunc(found, func(a, b *machine) int { return cmp.Compare(number(a.ref), number(b.ref)) })
 	for _, m := range found {
 		if err := s.revive(m, states[m]); err != nil {
 			return fmt.Errorf("VM %q: %w", m.spec.Name, err)
 		}
 	}
-	last, err := os.ReadFile(s.lastFile())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	n, _ := strconv.Atoi(strings.TrimSpace(string(last)))
-	if s.lastID = max(s.lastID, n); s.lastID > firstID {
-		s.align(s.lastID)
-	}
 	return nil
 }
 
-// firstID is below the ids of all VMs and above those of hosts and the like, so that the latter may
-// become more from run to run.
-const firstID = 1000
+// align makes the simulator's next id higher than n.
+func (s *Server) align(n int) {
+	obj := &mo.Task{}
+	obj.Self = types.ManagedObjectReference{Type: "Task", Value: "task-" + strconv.Itoa(n)}
+	s.reg.Put(obj)
+	_ = s.reg.AlignCounter() // never fails
+	s.reg.Remove(s.sim(), obj.Self)
+}
 
 func (s *Server) lastFile() string { return filepath.Join(s.dir, "last-id") }
 
@@ -174,6 +184,9 @@ func (s *Server) given(ref types.ManagedObjectReference) {
 
 // keepLastID is called before an object goes, so that its id is not given again by a later run.
 func (s *Server) keepLastID() {
+	if s.opt.Dir == "" {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := os.WriteFile(s.lastFile(), []byte(strconv.Itoa(s.lastID)+"\n"), 0o644); err != nil {
@@ -232,13 +245,9 @@ func (d *disk) layer(name string) *layer {
 	return nil
 }
 
-// revive makes the simulator's objects of a VM of an earlier run.
+// revive puts a VM of an earlier run, and its snapshots, into the inventory.
 func (s *Server) revive(m *machine, state vmState) error {
-	for _, suffix := range []string{".vmx", ".nvram"} { // the simulator makes them anew
-		_ = os.Remove(filepath.Join(m.dir(), m.base+suffix))
-	}
-	_ = os.Remove(filepath.Join(m.dir(), "vmware.log"))
-	if err := s.register(m, number(m.ref)); err != nil {
+	if err := s.register(m); err != nil {
 		return err
 	}
 	vm := s.reg.Get(m.ref).(*simulator.VirtualMachine)
@@ -259,7 +268,6 @@ func (s *Server) revive(m *machine, state vmState) error {
 		s.reg.Put(obj)
 		m.snapshots = append(m.snapshots, snap)
 		byID[one.ID] = snap
-		s.given(snap.ref)
 	}
 	m.current = byID[state.Current]
 	ctx := s.sim()

@@ -1,22 +1,18 @@
 package vspheretest
 
 import (
-	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
-	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -104,12 +100,12 @@ func (s *Server) AddVM(v VM) (id string, err error) {
 	if err := m.makeHome(); err != nil {
 		return "", err
 	}
-	if err := m.makeDisks(); err != nil {
+	if err := errors.Join(m.makeDisks(), m.makeVMX()); err != nil {
 		return "", errors.Join(err, os.RemoveAll(m.dir()))
 	}
 	s.building.Lock()
 	defer s.building.Unlock()
-	if err := s.register(m, 0); err != nil {
+	if err := s.register(m); err != nil {
 		return "", errors.Join(err, os.RemoveAll(m.dir()))
 	}
 	return m.ref.Value, s.save(m)
@@ -151,53 +147,51 @@ func (m *machine) makeDisks() error {
 	return nil
 }
 
-// register makes the simulator's object of m. id is the number that the VM had in an earlier run,
-// 0 for a new one.
-func (s *Server) register(m *machine, id int) error {
+// makeVMX makes the file that the VM is registered by.
+func (m *machine) makeVMX() error {
+	text := fmt.Sprintf(".encoding = \"UTF-8\"\nconfig.version = \"8\"\ndisplayName = %q\nguestOS = %q\n", m.spec.Name, m.spec.GuestID)
+	return os.WriteFile(filepath.Join(m.dir(), m.base+".vmx"), []byte(text), 0o644)
+}
+
+// register puts the VM into the inventory. Its id is that of m, or a new one if it has none.
+func (s *Server) register(m *machine) error {
 	dc := s.datacenter(m.spec.Datacenter)
-	folder, err := s.folder(dc, m.spec.Folder)
+	parent, err := s.folder(dc, m.spec.Folder)
 	if err != nil {
 		return err
 	}
-	if id > 0 {
-		s.align(id - 2) // the task that makes the VM takes a number, too
-	}
-	devices, err := m.devices()
+	c, host := dc.place()
+	vm, err := c.mold.cast(m, dc)
 	if err != nil {
 		return err
 	}
-	name := strings.ReplaceAll(m.base, "%", "_") // for now: the simulator makes a file of it
-	spec := types.VirtualMachineConfigSpec{
-		Name: name, GuestId: m.spec.GuestID, Version: m.spec.Hardware, Firmware: m.spec.Firmware,
-		Annotation: m.spec.Annotation, NumCPUs: int32(m.spec.NumCPU), MemoryMB: m.spec.MemoryMB,
-		Files: &types.VirtualMachineFileInfo{VmPathName: m.path(m.base + ".vmx")},
+	vm.Self = m.ref
+	if vm.Self.Value == "" {
+		s.reg.NewEntity(vm)
+		m.ref = vm.Self
+		s.given(m.ref)
 	}
-	if spec.DeviceChange, err = devices.ConfigSpec(types.VirtualDeviceConfigSpecOperationAdd); err != nil {
-		return err
+	vm.Summary.Vm = &vm.Self
+	vm.Runtime.Host, vm.Summary.Runtime.Host = &host, &host
+	if !m.spec.Template {
+		vm.ResourcePool = &c.pool
 	}
-	for _, c := range spec.DeviceChange { // the files are there
-		c.GetVirtualDeviceConfigSpec().FileOperation = ""
-	}
-	pool, host := dc.place()
-	task := s.reg.Get(folder).(*simulator.Folder).CreateVMTask(s.sim(), &types.CreateVM_Task{This: folder, Config: spec, Pool: pool, Host: &host})
-	info, err := s.observer.await(s.ctx, task.(*methods.CreateVM_TaskBody).Res.Returnval)
-	if err != nil {
-		return err
-	}
-	m.ref = info.Result.(types.ManagedObjectReference)
-	if want := "vm-" + strconv.Itoa(id); id > 0 && m.ref.Value != want {
-		return fmt.Errorf("it got the id %s instead of %s; was the server started with a larger inventory than before?", m.ref.Value, want)
-	}
-	if name != m.base {
-		_ = os.Rename(filepath.Join(m.dir(), name+".nvram"), filepath.Join(m.dir(), m.base+".nvram"))
-	}
-	vm := s.reg.Get(m.ref).(*simulator.VirtualMachine)
-	ctx := s.sim()
-	ctx.WithLock(vm, func() { s.finish(ctx, m, vm) })
-	s.given(m.ref)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.machines[m.ref] = m
+	s.mu.Unlock()
+
+	ctx := s.sim()
+	folder := s.reg.Get(parent).(*simulator.Folder)
+	ctx.WithLock(folder, func() {
+		folder.ChildEntity = append(folder.ChildEntity, vm.Self)
+		s.reg.PutEntity(folder, vm)
+	})
+	onHost, ds := s.reg.Get(host).(*simulator.HostSystem), s.reg.Get(m.ds.ref).(*simulator.Datastore)
+	s.reg.AppendReference(ctx, onHost, &onHost.Vm, vm.Self)
+	s.reg.AppendReference(ctx, ds, &ds.Vm, vm.Self)
+	if pool, ok := s.reg.Get(c.pool).(*simulator.ResourcePool); ok && vm.ResourcePool != nil {
+		s.reg.AppendReference(ctx, pool, &pool.Vm, vm.Self)
+	}
 	return nil
 }
 
@@ -205,84 +199,6 @@ func (s *Server) register(m *machine, id int) error {
 func number(ref types.ManagedObjectReference) int {
 	n, _ := strconv.Atoi(ref.Value[strings.LastIndex(ref.Value, "-")+1:])
 	return n
-}
-
-// align makes the simulator's next id higher than n.
-func (s *Server) align(n int) {
-	obj := &mo.Task{}
-	obj.Self = types.ManagedObjectReference{Type: "Task", Value: "task-" + strconv.Itoa(n)}
-	s.reg.Put(obj)
-	_ = s.reg.AlignCounter() // never fails
-	s.reg.Remove(s.sim(), obj.Self)
-}
-
-// finish gives a new VM the properties that its creation leaves out.
-func (s *Server) finish(ctx *simulator.Context, m *machine, vm *simulator.VirtualMachine) {
-	v := m.spec
-	power := types.VirtualMachinePowerStatePoweredOn
-	if v.PoweredOff {
-		power = types.VirtualMachinePowerStatePoweredOff
-	}
-	m.power = cmp.Or(m.power, power)
-	vm.Config.ExtraConfig = nil // nothing in it tells a simulator
-	changes := []types.PropertyChange{
-		{Name: "name", Val: escape(v.Name)},
-		{Name: "config.name", Val: escape(v.Name)},
-		{Name: "summary.config.name", Val: escape(v.Name)},
-		{Name: "config.guestFullName", Val: v.GuestName},
-		{Name: "summary.config.guestFullName", Val: v.GuestName},
-		{Name: "summary.config.annotation", Val: v.Annotation},
-		{Name: "summary.config.numCpu", Val: int32(v.NumCPU)},
-		{Name: "summary.config.memorySizeMB", Val: int32(v.MemoryMB)},
-		{Name: "config.hardware.numCPU", Val: int32(v.NumCPU)},
-		{Name: "config.hardware.memoryMB", Val: int32(v.MemoryMB)},
-		{Name: "config.changeTrackingEnabled", Val: false},
-		{Name: "runtime.powerState", Val: m.power},
-		{Name: "summary.runtime.powerState", Val: m.power},
-		{Name: "runtime.consolidationNeeded", Val: false},
-	}
-	if m.power == types.VirtualMachinePowerStatePoweredOn {
-		changes = append(changes,
-			types.PropertyChange{Name: "runtime.bootTime", Val: now()},
-			types.PropertyChange{Name: "summary.runtime.bootTime", Val: now()})
-		for _, d := range vm.Config.Hardware.Device {
-			if c := d.GetVirtualDevice().Connectable; c != nil {
-				c.Connected = c.StartConnected
-			}
-		}
-	}
-	if v.Hostname != "" {
-		changes = append(changes, s.guest(vm, v)...)
-	}
-	s.reg.Update(ctx, vm, changes)
-	if v.Template {
-		vm.MarkAsTemplate(&types.MarkAsTemplate{This: vm.Self})
-	}
-	s.reg.Update(ctx, vm, m.storage(vm))
-}
-
-// guest is what the tools in the guest tell.
-func (s *Server) guest(vm *simulator.VirtualMachine, v VM) []types.PropertyChange {
-	g := *vm.Guest
-	g.HostName = v.Hostname
-	g.GuestId, g.GuestFullName = v.GuestID, v.GuestName
-	g.ToolsStatus = types.VirtualMachineToolsStatusToolsOk
-	g.ToolsRunningStatus = string(types.VirtualMachineToolsRunningStatusGuestToolsRunning)
-	g.ToolsVersionStatus2 = string(types.VirtualMachineToolsVersionStatusGuestToolsCurrent)
-	if len(v.Addresses) > 0 {
-		g.IpAddress = v.Addresses[0]
-	}
-	g.Net = slices.Clone(g.Net)
-	for i := range g.Net {
-		g.Net[i].IpAddress = v.Addresses
-	}
-	return []types.PropertyChange{
-		{Name: "guest", Val: g},
-		{Name: "summary.guest.hostName", Val: g.HostName},
-		{Name: "summary.guest.ipAddress", Val: g.IpAddress},
-		{Name: "summary.guest.toolsStatus", Val: g.ToolsStatus},
-		{Name: "summary.guest.toolsRunningStatus", Val: g.ToolsRunningStatus},
-	}
 }
 
 // DeleteVM takes a VM away with all its files, whatever is being done with it: what is being read of
@@ -367,27 +283,4 @@ func (s *Server) powered(ref types.ManagedObjectReference, state types.VirtualMa
 	if err := s.save(m); err != nil {
 		s.opt.Log.Error("save a VM", "vm", m.spec.Name, "err", err)
 	}
-}
-
-// devices are the VM's own, beside those that every VM has. It also gives the disks their keys.
-func (m *machine) devices() (object.VirtualDeviceList, error) {
-	b := deviceBuilder{}
-	for i, d := range m.spec.Disks {
-		disk, err := b.disk(i, d, m.path(m.disks[i].layers[0].name))
-		if err != nil {
-			return nil, err
-		}
-		m.disks[i].key = disk.Key
-	}
-	if m.spec.ISO != "" {
-		if err := b.cdrom(m.spec.ISO); err != nil {
-			return nil, err
-		}
-	}
-	for i := range m.spec.NICs {
-		if err := b.nic(i); err != nil {
-			return nil, err
-		}
-	}
-	return b.list, nil
 }
