@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -76,16 +77,12 @@ func (b *bench) format(name string) (formats.Format, error) {
 	return f, nil
 }
 
-// quick lets heartbeats through.
-var quick = worker.Options{DefaultHeartbeatThrottleInterval: 10 * time.Millisecond, MaxHeartbeatThrottleInterval: 10 * time.Millisecond}
-
 // call runs an activity as a worker would.
 func call[In, Out any](b *bench, f func(context.Context, In) (Out, error), in In, set ...func(*testsuite.TestActivityEnvironment)) (Out, error) {
 	b.t.Helper()
 	var suite testsuite.WorkflowTestSuite
 	env := suite.NewTestActivityEnvironment()
 	env.SetTestTimeout(30 * time.Second)
-	env.SetWorkerOptions(quick)
 	env.RegisterActivityWithOptions(f, activity.RegisterOptions{Name: "activity"})
 	for _, s := range set {
 		s(env)
@@ -200,9 +197,7 @@ func cancellable(cancel *context.CancelCauseFunc) func(*testsuite.TestActivityEn
 	ctx, c := context.WithCancelCause(context.Background())
 	*cancel = c
 	return func(env *testsuite.TestActivityEnvironment) {
-		o := quick
-		o.BackgroundActivityContext = ctx
-		env.SetWorkerOptions(o)
+		env.SetWorkerOptions(worker.Options{BackgroundActivityContext: ctx})
 	}
 }
 
@@ -218,22 +213,29 @@ type platform struct {
 	vmErr     error
 }
 
-// noise is a disk without a zero: every copy of it is as large as it is.
+// noise is a disk without a zero: every copy of it takes as much space as it has bytes.
 type noise struct {
 	formats.Image // of the same size; only that is used
-	seed          byte
+	period        []byte
 }
 
-func newNoise(seed byte, size int64) noise { return noise{formatstest.NewDisk(1, size), seed} }
+// newNoise repeats something random of an odd length, so that no two blocks are alike.
+func newNoise(seed uint64, size int64) noise {
+	d := noise{formatstest.NewDisk(1, size), make([]byte, 1<<20-3)}
+	r := rand.New(rand.NewPCG(seed, seed))
+	for i := range d.period {
+		d.period[i] = byte(r.Uint32()) | 1
+	}
+	return d
+}
 
 func (d noise) ReadAt(b []byte, off int64) (int, error) {
 	n := min(int64(len(b)), d.Size()-off)
 	if n <= 0 {
 		return 0, io.EOF
 	}
-	for i := range b[:n] {
-		at := off + int64(i)
-		b[i] = byte(at) ^ byte(at>>8)*31 ^ byte(at>>16)*17 ^ byte(at>>24) ^ d.seed | 1
+	for at := int64(0); at < n; {
+		at += int64(copy(b[at:n], d.period[(off+at)%int64(len(d.period)):]))
 	}
 	if n < int64(len(b)) {
 		return int(n), io.EOF
@@ -366,9 +368,11 @@ func (c *conns) Forget(_ context.Context, name string) error {
 type engine struct {
 	mu      sync.Mutex
 	tickets []Ticket
+	asked   int // for limits
 	ended   map[string]bool
 	where   map[string]string
 	limits  job.Limits
+	onAsked func(*engine)
 	home    string
 	err     error
 }
@@ -385,13 +389,10 @@ func (e *engine) Ask(_ context.Context, t Ticket) error {
 func (e *engine) Limits(context.Context, string) (job.Limits, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.asked++; e.onAsked != nil {
+		e.onAsked(e)
+	}
 	return e.limits, e.err
-}
-
-func (e *engine) set(l job.Limits) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.limits = l
 }
 
 func (e *engine) Ended(_ context.Context, job string) (bool, error)   { return e.ended[job], e.err }

@@ -125,7 +125,7 @@ func (th *throttle) take(n int64) (why string, pause time.Duration, changed <-ch
 	th.mu.Lock()
 	defer th.mu.Unlock()
 	if th.limits.Paused {
-		return "paused", 0, th.changed
+		return paused, 0, th.changed
 	}
 	if th.limits.MBps <= 0 {
 		return "", 0, nil

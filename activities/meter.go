@@ -21,6 +21,7 @@ type meter struct {
 	last    formats.Progress
 	moved   time.Time
 	waits   int // who waits on purpose: paused, limited, in a queue
+	paused  bool
 	busy    int // what takes its time without moving bytes that can be counted
 	samples []sample
 }
@@ -29,6 +30,9 @@ type sample struct {
 	at   time.Time
 	done int64
 }
+
+// paused is why a job waits that was told to.
+const paused = "paused"
 
 // rateWindow is how far back a rate looks.
 const rateWindow = 10 * time.Second
@@ -63,12 +67,12 @@ func (m *meter) wait(why string) func() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.waits++
-	m.p.Waiting = why
+	m.p.Waiting, m.paused = why, why == paused
 	return func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if m.waits--; m.waits == 0 {
-			m.p.Waiting = ""
+			m.p.Waiting, m.paused = "", false
 		}
 		m.moved = time.Now()
 	}
@@ -105,6 +109,10 @@ func (m *meter) now() job.DiskProgress {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	at := time.Now()
+	if m.paused { // what comes after a pause is not slower for it
+		m.samples, m.p.RateMBps = []sample{{at, m.p.Done}}, 0
+		return m.p
+	}
 	for len(m.samples) > 1 && at.Sub(m.samples[1].at) >= rateWindow {
 		m.samples = m.samples[1:]
 	}

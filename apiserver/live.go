@@ -64,32 +64,37 @@ func (s *Server) enliven(j *job.Job, d *workflowservice.DescribeWorkflowExecutio
 		j.Progress = &job.Progress{Phase: job.Place}
 	}
 	p := j.Progress
-	var waits []string
+	var waits, rests []string
+	moving := false
 	for _, a := range d.GetPendingActivities() {
 		why := s.trouble(a)
 		var beat job.DiskProgress
 		if s.heartbeat(a, &beat) {
 			beat.Attempt = max(beat.Attempt, a.GetAttempt())
-			if a.GetState() == enumspb.PENDING_ACTIVITY_STATE_SCHEDULED {
-				beat.RateMBps = 0
+			if p.Paused || a.GetState() == enumspb.PENDING_ACTIVITY_STATE_SCHEDULED {
+				beat.RateMBps = 0 // that of its last seconds is over
 			}
 			if why != "" {
 				beat.Waiting = why
-			} else {
-				why = beat.Waiting
+			} else if beat.Waiting != "" {
+				rests = append(rests, beat.Waiting)
 			}
+			moving = moving || beat.RateMBps > 0
 			mergeDisk(p, beat)
 			if t := a.GetLastHeartbeatTime().AsTime(); t.After(j.UpdatedAt.Time) {
 				j.UpdatedAt = job.Time{Time: t.UTC()}
 			}
 		}
-		if why != "" && !slices.Contains(waits, why) {
+		if why != "" {
 			waits = append(waits, why)
 		}
 	}
+	if !moving { // while one disk is copied the job goes on, although others wait for their turn
+		waits = append(waits, rests...)
+	}
 	if len(waits) > 0 && !p.Paused {
 		slices.Sort(waits)
-		p.WaitingFor = strings.Join(waits, "; ")
+		p.WaitingFor = strings.Join(slices.Compact(waits), "; ")
 	}
 	total(p)
 }

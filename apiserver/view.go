@@ -77,7 +77,11 @@ func (s *Server) view(info *workflowpb.WorkflowExecutionInfo) job.Job {
 // apply takes over what a workflow says of itself.
 func apply(j *job.Job, snap job.Snapshot) {
 	progress := snap.Progress
-	if r := snap.Result; r != nil {
+	switch r := snap.Result; {
+	case r == nil:
+	case !snap.Status.Ended():
+		snap.Result = nil // it is not whole before the job has cleaned up
+	default:
 		r.Files, r.Disks = orEmpty(r.Files), orEmpty(r.Disks)
 	}
 	j.Status, j.Progress, j.Result, j.Error, j.Host = snap.Status, &progress, snap.Result, snap.Error, snap.Host

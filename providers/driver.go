@@ -13,6 +13,20 @@ import (
 // Env is what a provider may use of the program that it runs in.
 type Env struct {
 	Log *slog.Logger // never nil
+	// Memory is where a provider may keep what it needs to take up its session again after the program
+	// was killed; nil: nowhere.
+	Memory Memory
+}
+
+// Memory keeps a few bytes for a connection beyond the end of the program. They may be a secret: they
+// lie encrypted. It is that of one configuration, so that another server or user never sees what is in
+// it, and one open provider at a time has it.
+type Memory interface {
+	// Load is what was saved last; nil where there is nothing. After an error a provider does as if there
+	// were nothing.
+	Load() ([]byte, error)
+	// Save replaces it, whole or not at all. Nothing remains after nil.
+	Save(b []byte) error
 }
 
 // Driver opens providers of one kind.

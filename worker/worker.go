@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -46,6 +47,12 @@ func New(cfg Config, c client.Client, deps Deps) (*Worker, error) {
 			return nil, fmt.Errorf("worker: host id: %w", err)
 		}
 		cfg.Host = id
+	}
+	if cfg.Name == "" {
+		cfg.Name = cfg.Host
+		if name, err := os.Hostname(); err == nil {
+			cfg.Name = name
+		}
 	}
 	e := &engine{client: c, limit: cfg.Limit, namespace: cfg.Namespace}
 	site, err := activities.New(cfg.Config, activities.Deps{

@@ -82,8 +82,7 @@ func (e *export) admit(ctx workflow.Context) error {
 	admitted := workflow.GetSignalChannel(ctx, SignalAdmitted)
 	for ok := false; !ok; {
 		var asked activities.Asked
-		err := workflow.ExecuteActivity(anywhere(ctx), activities.AskActivity,
-			activities.AskRequest{Job: e.id, Spec: e.spec}).Get(ctx, &asked)
+		err := quickly(ctx, anywhere(ctx), activities.AskActivity, activities.AskRequest{Job: e.id, Spec: e.spec}, &asked)
 		if err != nil {
 			return err
 		}
@@ -267,7 +266,9 @@ func (e *export) end(ctx workflow.Context, err error) (*job.Result, error) {
 	e.ending = true
 	ctx, _ = workflow.NewDisconnectedContext(ctx)
 	e.status.Progress.WaitingFor = ""
-	e.phase(ctx, job.Clean, "cleaning up")
+	if e.host.ID != "" {
+		e.phase(ctx, job.Clean, "cleaning up")
+	}
 	e.conclude(ctx, state)
 
 	t := now(ctx)

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/temporal"
 
 	"hypersdk/activities"
@@ -133,6 +134,19 @@ func TestADiskIsNamedInItsFailure(t *testing.T) {
 	s.export(spec())
 	require.ErrorContains(t, s.GetWorkflowError(), "Hard disk 2 (web-01-disk-2.qcow2): the snapshot is gone")
 	require.Equal(t, []string{activities.TransferActivity}, stopped, "the other disk was told to stop")
+}
+
+// What does not work at once is tried again by an activity of its own, for all to see.
+func TestAskIsTriedAgain(t *testing.T) {
+	s := newStage(t)
+	s.once["ask /dc/vm/web-01"] = temporal.NewApplicationError("the server does not answer", string(providers.Unavailable))
+	var started []string
+	s.SetOnActivityStartedListener(func(info *activity.Info, _ context.Context, _ converter.EncodedValues) {
+		started = append(started, info.ActivityType.Name)
+	})
+	s.export(spec())
+	require.NoError(t, s.GetWorkflowError())
+	require.Equal(t, activities.AskActivity, started[0])
 }
 
 // Whatever the phase, a cancelled job stops and leaves nothing.

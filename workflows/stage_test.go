@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/mock"
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
 	"go.temporal.io/sdk/workflow"
@@ -52,6 +53,7 @@ func newStage(t *testing.T) *stage {
 		}},
 	}
 	s.SetTestTimeout(20 * time.Second)
+	s.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: testID, TaskQueue: Queue})
 	s.RegisterWorkflowWithOptions(Export, workflow.RegisterOptions{Name: ExportWorkflow})
 	s.OnSignalExternalWorkflow(mock.Anything, AdmissionID, "", SignalRelease, mock.Anything).Return(
 		func(_, _, _, _ string, arg any) error { s.note("release", fmt.Sprint(arg)); return nil })

@@ -101,9 +101,13 @@ func (e *export) leave(ctx workflow.Context, state job.State, left []string) err
 	req := activities.LeaveRequest{
 		Job: e.id, Host: e.host.ID, Connection: e.spec.Connection, State: state, Outcome: e.status.Error, Clean: len(left) == 0,
 	}
+	anyone := cleaning(ctx, "", e.terms)
+	if e.host.ID == "" {
+		return quickly(ctx, anyone, activities.LeaveActivity, req, nil)
+	}
 	err := workflow.ExecuteActivity(cleaning(ctx, e.host.ID, e.terms), activities.LeaveActivity, req).Get(ctx, nil)
-	if e.host.ID != "" && hostLost(err) {
-		err = workflow.ExecuteActivity(cleaning(ctx, "", e.terms), activities.LeaveActivity, req).Get(ctx, nil)
+	if hostLost(err) {
+		err = workflow.ExecuteActivity(anyone, activities.LeaveActivity, req).Get(ctx, nil)
 	}
 	return err
 }

@@ -45,7 +45,8 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // flatten takes joined errors apart.
 func flatten(err error) []error {
-	if f, ok := err.(failure); ok {
+	var f failure
+	if errors.As(err, &f) {
 		err = f.error
 	}
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {

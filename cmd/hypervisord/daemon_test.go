@@ -106,7 +106,7 @@ func TestWhatItRefusesToStartWith(t *testing.T) {
 		"the data folder cannot be written":    {[]string{"--data-dir", "/proc/self"}, failed, []string{"data folder /proc/self is not writable"}},
 		"the database is of a newer version":   {[]string{"--data-dir", newerDatabase(t)}, failed, []string{"newer version of this program"}},
 		"a key file that is none":              {[]string{"--key-file", aFile}, failed, []string{aFile, "line 1"}},
-		"a Temporal cluster that is not there": {[]string{"--temporal-address", addr + "0", "--key-file", aKey(t)}, failed, []string{"Temporal at " + addr + "0 cannot be reached"}},
+		"a Temporal cluster that is not there": {[]string{"--temporal-address", addr + "0", "--key-file", aKey(t)}, failed, []string{"the Temporal cluster at " + addr + "0 cannot be reached"}},
 		"a wrong configuration file":           {[]string{"--config", aFile}, usage, []string{aFile + ", line 2", "did you mean DaemonAddr?"}},
 		"a configuration file that is absent":  {[]string{"--config", aFile + "x"}, usage, []string{aFile + "x"}},
 		"a wrong flag":                         {[]string{"--max-jobs", "many"}, usage, []string{"--max-jobs"}},

@@ -180,20 +180,27 @@ func (d *daemon) dial(ctx context.Context) error {
 	defer cancel()
 	c, err := client.DialContext(ctx, o)
 	if err != nil {
-		return fmt.Errorf("Temporal at %s cannot be reached: %w", o.HostPort, err)
+		return fmt.Errorf("the Temporal cluster at %s cannot be reached: %w", o.HostPort, err)
 	}
 	d.client = c
 	return nil
 }
 
 // openConnections reads the store of credentials wherever there is a worker. A worker on a cluster
-// finds there what a daemon with the same data folder has stored.
+// finds there what a daemon with the same data folder has stored. An API beside a worker has sessions
+// of its own.
 func (d *daemon) openConnections(static map[string]connections.Config) error {
-	o := connections.Options{Drivers: drivers(), Static: static, Log: d.log}
+	o := connections.Options{
+		Drivers: drivers(), Static: static, Log: d.log, Sealer: d.ring.Sealer(connections.SealLabel),
+		Sessions: filepath.Join(d.cfg.DataDir, "sessions"),
+	}
 	if d.parts.worker {
-		o.Dir, o.Sealer = filepath.Join(d.cfg.DataDir, "connections"), d.ring.Sealer(connections.SealLabel)
+		o.Dir = filepath.Join(d.cfg.DataDir, "connections")
+	} else {
+		o.Sessions += "-api"
 	}
 	d.connections = connections.New(o)
+	d.connections.Resume()
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"hypersdk/formats/vdi"
 	"hypersdk/formats/vhd"
 	"hypersdk/formats/vhdx"
+	"hypersdk/formats/vmdk"
 )
 
 // edge is how much of both ends of a file is looked at to recognise its format.
@@ -25,6 +26,7 @@ const edge = 512
 func Formats() []formats.Format {
 	return []formats.Format{
 		qcow2.Format(),
+		vmdk.Format(),
 		vhdx.Format(),
 		vdi.Format(),
 		vhd.Format(), // a fixed disk is known by its last bytes; its first are the guest's

@@ -87,7 +87,7 @@ func Disjoint(ctx context.Context, r *Report, file, size int64, walk func(yield 
 		}
 		slices.SortFunc(found, func(a, b place) int { return int(min(max(a.off-b.off, -1), 1)) })
 		for i := 1; i < len(found) && !r.Full(); i++ {
-			if a, b := found[i-1], found[i]; b.off < a.off+size {
+			if a, b := found[i-1], found[i]; b.off < a.off+size && b.off >= low {
 				r.Errorf("blocks %d and %d are stored in the same bytes of the file (%d and %d)", a.block, b.block, a.off, b.off)
 			}
 		}

@@ -149,6 +149,9 @@ func (d *Disk) Extents(ctx context.Context, off, n int64) iter.Seq2[formats.Exte
 
 // ReadAt reads the disk; what is absent is an error.
 func (d *Disk) ReadAt(b []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read at %d", off)
+	}
 	n := 0
 	for n < len(b) {
 		at := off + int64(n)

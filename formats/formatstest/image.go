@@ -9,7 +9,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
@@ -261,18 +263,40 @@ func Unpack(t testing.TB, p formats.Packed, n int64) []byte {
 	return out
 }
 
-// cancelled opens a disk, cancels the context it was opened with, and expects it to be dead.
+// cancelled opens a disk, cancels the context it was opened with, and expects it to be dead, also where
+// the file below hangs at that moment.
 func (h Harness) cancelled(t *testing.T) {
 	d := NewDisk(11, h.examSize())
 	f := h.CreateDisk(t, d)
 	ctx, cancel := context.WithCancel(t.Context())
-	img, err := h.Format.Open(ctx, f, FileSize(t, f), h.Open)
+	defer cancel()
+	var hang atomic.Bool
+	stall := Fault(func(op Op, off, n int64) error {
+		if !hang.Load() {
+			return nil
+		}
+		return Stall(ctx, Read, off)(op, off, n)
+	})
+	img, err := h.Format.Open(ctx, &sized{Faulty{File: f, Fault: stall}, FileSize(t, f)}, FileSize(t, f), h.Open)
 	require.NoError(t, err)
 	defer img.Close()
 	b := make([]byte, 512)
 	_, err = img.ReadAt(b, 0)
 	require.NoError(t, noEOF(err))
+	hang.Store(true)
+	pending := make(chan error, 1)
+	go func() {
+		all := make([]byte, d.Size())
+		_, err := img.ReadAt(all, 0)
+		pending <- err
+	}()
 	cancel()
+	select {
+	case err := <-pending:
+		require.ErrorIs(t, err, context.Canceled)
+	case <-time.After(10 * time.Second):
+		require.FailNow(t, "a read goes on after its context was cancelled")
+	}
 	_, err = img.ReadAt(b, 0)
 	require.ErrorIs(t, err, context.Canceled)
 

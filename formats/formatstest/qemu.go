@@ -81,19 +81,35 @@ func (d *Disk) Save(t testing.TB) string {
 	return path
 }
 
+// qemuSizes are the sizes of the disks that qemu-img takes part in.
+func (h Harness) qemuSizes() []int64 {
+	var all []int64
+	for _, size := range []int64{512, 64<<10 + 512, 9<<20 + 3*512, 300<<20 + 512} {
+		if size = min(size, h.maxSize()); size%h.unit() == 0 {
+			all = append(all, size)
+		}
+	}
+	return all
+}
+
 // qemu lets qemu-img read what the format writes, and the format what qemu-img writes.
 func (h Harness) qemu(t *testing.T) {
-	for _, size := range []int64{512, 64<<10 + 512, 9<<20 + 3*512, 300<<20 + 512} {
-		size = min(size, h.maxSize()/h.unit()*h.unit())
-		if size%h.unit() != 0 {
-			continue
-		}
-		d := NewDisk(uint64(size)+2, size)
-		if h.Format.Create != nil {
+	if h.Format.Create != nil {
+		for _, size := range h.qemuSizes() {
+			d := NewDisk(uint64(size)+2, size)
 			f := NewMemFile()
 			h.createIn(t, f, d)
 			h.qemuAgrees(t, f, d)
 		}
+	}
+	ReadsQemu(t, h)
+}
+
+// ReadsQemu lets the format read what qemu-img writes with h.QemuOptions.
+func ReadsQemu(t *testing.T, h Harness) {
+	t.Helper()
+	for _, size := range h.qemuSizes() {
+		d := NewDisk(uint64(size)+2, size)
 		path := filepath.Join(t.TempDir(), "theirs"+h.Format.Ext)
 		QemuConvert(t, "raw", d.Save(t), h.Qemu, path, h.QemuOptions...)
 		theirs, err := os.Open(path)

@@ -3,16 +3,19 @@ package qcow2
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 
 	"hypersdk/formats"
 )
 
 const (
-	// checkWindow is how many clusters are counted at once, so that memory does not grow with the
-	// file: a larger one is walked several times.
-	checkWindow = 8 << 20
+	// checkWindow is how many clusters are counted at once, and l2Window among how many L2 tables are
+	// looked for, so that memory does not grow with the file: a larger one is walked several times.
+	checkWindow = 12 << 20
+	l2Window    = 2 << 20
 	// maxProblems is how many problems are described; all are counted.
 	maxProblems = 100
 )
@@ -33,12 +36,12 @@ type CheckResult struct {
 // Check compares the refcounts of the file with the references in its tables, the internal snapshots'
 // and the bitmaps' included. It reads the tables and no data, and only this file, not those behind it.
 func (m *Image) Check(ctx context.Context) (CheckResult, error) {
-	c := checker{Image: m, window: checkWindow, clusters: (m.file.size + m.clusterSize() - 1) >> m.clusterBits}
+	c := checker{Image: m, clusters: (m.file.size + m.clusterSize() - 1) >> m.clusterBits}
 	if err := c.collect(); err != nil {
 		return c.res, err
 	}
-	for c.lo = 0; c.lo < max(c.clusters, 1); c.lo += c.window {
-		c.counts = sized(c.counts, min(c.window, c.clusters-c.lo))
+	for c.lo = 0; c.lo < max(c.clusters, 1); c.lo += checkWindow {
+		c.counts = sized(c.counts, min(checkWindow, c.clusters-c.lo))
 		if err := c.count(ctx); err != nil {
 			return c.res, err
 		}
@@ -53,14 +56,14 @@ func sized(b []uint16, n int64) []uint16 {
 	if int64(cap(b)) < n {
 		return make([]uint16, n)
 	}
-	clear(b[:n])
-	return b[:n]
+	b = b[:n]
+	clear(b)
+	return b
 }
 
 type checker struct {
 	*Image
 	res      CheckResult
-	window   int64
 	clusters int64     // in the file
 	l1s      []l1Table // the active one first
 	bitmaps  []Bitmap
@@ -69,7 +72,11 @@ type checker struct {
 	lo     int64    // the first cluster of the window
 	counts []uint16 // references to each of its clusters; stays at its maximum
 	l2s    []uint16 // references to each cluster of another window as an L2 table; activeL2 set: by the active L1
-	buf    []byte   // a cluster
+	buf    []byte   // an L2 table
+
+	block     int64 // index of the refcount block that was read last
+	blockBuf  []byte
+	blockData []byte // of it; nil: there is none
 }
 
 type l1Table struct{ off, entries int64 }
@@ -114,7 +121,7 @@ func (c *checker) collect() error {
 	if total > c.file.size {
 		return corrupt("tables of %d bytes in a file of %d overlap", total, c.file.size)
 	}
-	c.buf = make([]byte, c.clusterSize())
+	c.buf, c.blockBuf, c.block = make([]byte, c.clusterSize()), make([]byte, c.clusterSize()), -1
 	return nil
 }
 
@@ -145,8 +152,8 @@ func (c *checker) count(ctx context.Context) error {
 	for _, t := range c.l1s {
 		c.ref(t.off, t.entries*8, 1)
 	}
-	for lo := int64(0); lo < c.clusters; lo += c.window {
-		c.l2s = sized(c.l2s, min(c.window, c.clusters-lo))
+	for lo := int64(0); lo < c.clusters; lo += l2Window {
+		c.l2s = sized(c.l2s, min(l2Window, c.clusters-lo))
 		for i, t := range c.l1s {
 			if err := c.countL1(ctx, t, i == 0, lo); err != nil {
 				return err
@@ -268,50 +275,71 @@ func (c *checker) countL1(ctx context.Context, t l1Table, active bool, lo int64)
 	return err
 }
 
-// countL2 counts what an L2 table that is used n times refers to.
-func (c *checker) countL2(off int64, n uint16, active bool) error {
-	if got, err := c.file.r.ReadAt(c.buf, off); got < len(c.buf) {
+// countL2 counts what an L2 table that is used so many times refers to.
+func (c *checker) countL2(table int64, times uint16, active bool) error {
+	if got, err := c.file.r.ReadAt(c.buf, table); got < len(c.buf) {
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("qcow2: L2 table at %d: %w", table, err)
+		}
 		if c.first() {
-			c.corrupt("the L2 table at %d cannot be read: %v", off, unexpected(err))
+			c.corrupt("the L2 table at %d reaches beyond the end of the file", table)
 		}
 		return nil
 	}
 	size := int64(1) << c.l2EntryBits()
 	for at := int64(0); at < c.clusterSize(); at += size {
 		e := binary.BigEndian.Uint64(c.buf[at:])
-		if e&^flagZero == 0 && (size == 8 || binary.BigEndian.Uint64(c.buf[at+8:]) == 0) && (e == 0 || c.version >= 3) {
+		if size == 8 && e == 0 {
 			continue
 		}
-		r, err := c.cluster(c.buf[at:at+size], 0)
-		host := int64(e & offsetMask)
-		if err == nil && e&flagPacked != 0 {
-			host = r.host &^ (c.clusterSize() - 1)
-		}
-		if err != nil || !c.inside(host) {
+		off, n, err := c.refers(c.buf[at : at+size])
+		if err != nil {
 			if c.first() {
-				c.corrupt("entry %d of the L2 table at %d is %#x", at/size, off, e)
+				c.corrupt("entry %d of the L2 table at %d is %#x", at/size, table, e)
 			}
 			continue
 		}
-		if e&flagPacked != 0 {
-			c.ref(r.host, r.size, n)
-		} else if host != 0 {
-			c.ref(host, c.clusterSize(), n)
+		if n == 0 {
+			continue
 		}
+		c.ref(off, n, times)
 		if !active || !c.first() {
 			continue
 		}
+		c.res.Allocated++
 		if e&flagPacked != 0 {
-			c.res.Allocated++
 			c.res.Compressed++
-		} else if host != 0 {
-			c.res.Allocated++
-			if err := c.checkCopied("L2", at/size, host, e); err != nil {
-				return err
-			}
+		} else if err := c.checkCopied("L2", at/size, off, e); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// refers answers the bytes of the file that an L2 entry refers to; n is 0 where there are none.
+func (c *checker) refers(entry []byte) (off, n int64, err error) {
+	e := binary.BigEndian.Uint64(entry)
+	if e&(flagPacked|flagZero) == 0 && len(entry) == 8 {
+		off, n = int64(e&offsetMask), c.clusterSize()
+		if e&^(offsetMask|flagCopied) != 0 || !c.inside(off) {
+			return 0, 0, formats.ErrCorrupt
+		}
+	} else {
+		r, err := c.cluster(entry, 0)
+		if err != nil {
+			return 0, 0, err
+		}
+		if off, n = int64(e&offsetMask), c.clusterSize(); e&flagPacked != 0 {
+			off, n = r.host, r.size
+		}
+		if off>>c.clusterBits >= c.clusters {
+			return 0, 0, formats.ErrCorrupt
+		}
+	}
+	if off == 0 {
+		return 0, 0, nil
+	}
+	return off, n, nil
 }
 
 // checkCopied compares an entry's flag, which says that a cluster may be written in place, with the
@@ -356,28 +384,21 @@ func (c *checker) compare(ctx context.Context) error {
 
 // refcount is how often a cluster of the file is counted. What an entry of the refcount table that
 // leads nowhere counts is zero; the entry itself was noted.
-func (m *mapping) refcount(cluster int64) (uint64, error) {
-	perBlock := m.clusterSize() * 8 >> m.refcountOrder
+func (c *checker) refcount(cluster int64) (uint64, error) {
+	perBlock := c.clusterSize() * 8 >> c.refcountOrder
 	i, in := cluster/perBlock, cluster%perBlock
-	if i*8 >= m.reftableBytes {
+	if i != c.block {
+		if err := c.readBlock(i); err != nil {
+			return 0, err
+		}
+		c.block = i
+	}
+	if c.blockData == nil {
 		return 0, nil
 	}
-	b, err := m.tables.at(m.file, m.reftableOff+i*8)
-	if err != nil {
-		return 0, err
-	}
-	if len(b) < 8 {
-		return 0, corrupt("the refcount table reaches beyond the end of the file")
-	}
-	off := int64(binary.BigEndian.Uint64(b))
-	if off <= 0 || off%m.clusterSize() != 0 || off > m.file.size-m.clusterSize() {
-		return 0, nil
-	}
-	bits := in << m.refcountOrder
-	if b, err = m.tables.at(m.file, off+bits>>3); err != nil {
-		return 0, err
-	}
-	switch m.refcountOrder {
+	bits := in << c.refcountOrder
+	b := c.blockData[bits>>3:]
+	switch c.refcountOrder {
 	case 3:
 		return uint64(b[0]), nil
 	case 4:
@@ -387,7 +408,31 @@ func (m *mapping) refcount(cluster int64) (uint64, error) {
 	case 6:
 		return binary.BigEndian.Uint64(b), nil
 	}
-	return uint64(b[0]>>(bits&7)) & (1<<(1<<m.refcountOrder) - 1), nil
+	return uint64(b[0]>>(bits&7)) & (1<<(1<<c.refcountOrder) - 1), nil
+}
+
+// readBlock reads the refcount block with index i, if there is one.
+func (c *checker) readBlock(i int64) error {
+	c.blockData = nil
+	if i*8 >= c.reftableBytes {
+		return nil
+	}
+	b, err := c.tables.at(c.file, c.reftableOff+i*8)
+	if err != nil {
+		return err
+	}
+	if len(b) < 8 {
+		return corrupt("the refcount table reaches beyond the end of the file")
+	}
+	off := int64(binary.BigEndian.Uint64(b))
+	if off <= 0 || off%c.clusterSize() != 0 || off > c.file.size-c.clusterSize() {
+		return nil
+	}
+	if n, err := c.file.r.ReadAt(c.blockBuf, off); n < len(c.blockBuf) {
+		return fmt.Errorf("qcow2: refcount block at %d: %w", off, unexpected(err))
+	}
+	c.blockData = c.blockBuf
+	return nil
 }
 
 var _ interface {

@@ -108,7 +108,8 @@ func (m *image) extent(off, end int64) (formats.Extent, error) {
 	if m.file == nil {
 		return e, nil
 	}
-	data, err := seek(m.file, off, unix.SEEK_DATA)
+	// Nobody else uses the file's position, and the answer does not depend on it.
+	data, err := m.file.Seek(off, unix.SEEK_DATA)
 	switch {
 	case errors.Is(err, unix.ENXIO): // no data from here on
 		// A file that has become shorter has no data there either: that is for ReadAt to find.
@@ -124,7 +125,7 @@ func (m *image) extent(off, end int64) (formats.Extent, error) {
 		e.Kind, e.Len = formats.Zero, min(data, end)-off
 		return e, nil
 	}
-	hole, err := seek(m.file, off, unix.SEEK_HOLE)
+	hole, err := m.file.Seek(off, unix.SEEK_HOLE)
 	if err != nil {
 		return e, fmt.Errorf("raw: find a hole from %d on: %w", off, err)
 	}
@@ -132,10 +133,4 @@ func (m *image) extent(off, end int64) (formats.Extent, error) {
 		e.Len = min(hole, end) - off
 	}
 	return e, nil
-}
-
-// seek is lseek(2); nobody else uses the file's position, and the answer does not depend on it.
-func seek(f *os.File, off int64, whence int) (int64, error) {
-	pos, err := f.Seek(off, whence)
-	return pos, err
 }

@@ -2,7 +2,9 @@ package raw_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -109,4 +111,71 @@ func TestAFileThatShrankIsNotReadAsZeros(t *testing.T) {
 	}
 	_, err = img.ReadAt(make([]byte, 4096), 1<<20-100)
 	require.ErrorIs(t, err, formats.ErrCorrupt)
+}
+
+// On a block device what was there before is still there: zeros have to be written.
+func TestBlockDevice(t *testing.T) {
+	backing := file(t)
+	d := formatstest.NewDisk(1, 3<<20)
+	require.NoError(t, backing.Truncate(4<<20))
+	junk := formatstest.NewDisk(2, 4<<20)
+	old := make([]byte, 4<<20)
+	_, err := junk.ReadAt(old, 0)
+	require.NoError(t, err)
+	_, err = backing.WriteAt(old, 0)
+	require.NoError(t, err)
+	out, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", backing.Name()).Output()
+	if err != nil {
+		t.Skip("losetup makes no block device here (it needs root): ", err)
+	}
+	path := strings.TrimSpace(string(out))
+	t.Cleanup(func() { require.NoError(t, exec.Command("losetup", "--detach", path).Run()) })
+	dev, err := os.OpenFile(path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer dev.Close()
+
+	_, err = raw.Create(t.Context(), dev, 5<<20, formats.CreateOptions{}, formats.Checkpoint{})
+	require.ErrorIs(t, err, syscall.ENOSPC, "a device smaller than the disk")
+
+	w, err := raw.Create(t.Context(), dev, d.Size(), formats.CreateOptions{}, formats.Checkpoint{})
+	require.NoError(t, err)
+	require.NoError(t, formatstest.Fill(w, d, 0, d.Size()))
+	require.NoError(t, w.WriteZeroes(4096, 4096))
+	_, err = w.WriteAt(make([]byte, 0), 0)
+	require.NoError(t, err)
+	require.NoError(t, formatstest.Fill(w, d, 0, 8192))
+	require.NoError(t, w.WriteZeroes(1, 0))
+	require.NoError(t, w.Commit(t.Context()))
+
+	img, err := raw.Open(t.Context(), dev, d.Size(), formats.OpenOptions{})
+	require.NoError(t, err)
+	formatstest.CheckImage(t, img, d, false)
+	behind := make([]byte, 1<<20)
+	_, err = dev.ReadAt(behind, 3<<20)
+	require.NoError(t, err)
+	require.Equal(t, old[3<<20:], behind, "what lies behind the disk is left alone")
+}
+
+func TestWhatIsWrittenIsKnown(t *testing.T) {
+	// More stretches than are remembered, in an order that joins none: zeros over them still count.
+	f := file(t)
+	const n, step = 10000, 8192
+	w, err := raw.Create(t.Context(), f, n*step, formats.CreateOptions{}, formats.Checkpoint{})
+	require.NoError(t, err)
+	for i := range int64(n) {
+		_, err := w.WriteAt([]byte{1}, (n-1-i)*step)
+		require.NoError(t, err)
+	}
+	for i := range int64(n) {
+		require.NoError(t, w.WriteZeroes(i*step, 4096))
+	}
+	require.NoError(t, w.Commit(t.Context()))
+	b := make([]byte, n*step)
+	_, err = f.ReadAt(b, 0)
+	require.NoError(t, err)
+	for i, c := range b {
+		if c != 0 {
+			require.FailNow(t, "not zero", "byte %d", i)
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"sync"
@@ -95,31 +96,15 @@ func (w *writer) device() (bool, error) {
 	if st.Mode()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
 		return false, nil
 	}
-	var n int
-	err = w.control(func(fd int) error {
-		var err error
-		n, err = unix.IoctlGetInt(fd, unix.BLKGETSIZE64)
-		return err
-	})
+	n, err := w.file.Seek(0, io.SeekEnd)
 	if err != nil {
 		return false, fmt.Errorf("raw: size of block device %s: %w", w.file.Name(), err)
 	}
-	if int64(n) < w.size {
+	if n < w.size {
 		return false, fmt.Errorf("raw: block device %s has %d bytes, the disk %d: %w", w.file.Name(), n, w.size, unix.ENOSPC)
 	}
 	w.blocks = true
 	return true, nil
-}
-
-func (w *writer) control(fn func(fd int) error) error {
-	c, err := w.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	if cerr := c.Control(func(fd uintptr) { err = fn(int(fd)) }); cerr != nil {
-		return cerr
-	}
-	return err
 }
 
 // reserve takes the space of [off, size), so that no later write can find the disk full.
@@ -143,7 +128,13 @@ func (w *writer) fallocate(mode uint32, off, n int64) error {
 		return errors.ErrUnsupported
 	}
 	for {
-		err := w.control(func(fd int) error { return unix.Fallocate(fd, mode, off, n) })
+		conn, err := w.file.SyscallConn()
+		if err != nil {
+			return err
+		}
+		if cerr := conn.Control(func(fd uintptr) { err = unix.Fallocate(int(fd), mode, off, n) }); cerr != nil {
+			return cerr
+		}
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue

@@ -152,6 +152,7 @@ func TestHugeTableIsPaged(t *testing.T) {
 	s := spec{kind: 3, size: most, block: 512 * kib}
 	b := s.bytes()
 	var before, after runtime.MemStats
+	runtime.GC()
 	runtime.ReadMemStats(&before)
 	begin := time.Now()
 	img := mustOpen(t, b, formats.OpenOptions{})
@@ -161,10 +162,12 @@ func TestHugeTableIsPaged(t *testing.T) {
 		require.Equal(t, formats.Extent{Len: most, Kind: formats.Zero}, e)
 		n++
 	}
+	require.Less(t, time.Since(begin), 2*time.Second)
+	runtime.GC()
 	runtime.ReadMemStats(&after)
 	require.Equal(t, 1, n)
-	require.Less(t, time.Since(begin), 2*time.Second)
-	require.Less(t, int64(after.HeapAlloc)-int64(before.HeapAlloc), int64(8*mib), "%d MiB of table", len(b)>>20)
+	require.Less(t, int64(after.HeapAlloc)-int64(before.HeapAlloc), int64(2*mib), "%d MiB of table", len(b)>>20)
+	runtime.KeepAlive(b)
 }
 
 func FuzzOpen(f *testing.F) {

@@ -22,6 +22,7 @@ func TestExam(t *testing.T) {
 		"dynamic": {},
 		"dynamic in blocks of 512 KiB": {
 			Options: formats.CreateOptions{ClusterSize: 512 * kib},
+			MaxSize: 2000 * gib,
 		},
 		"fixed": {
 			Options:     formats.CreateOptions{Subformat: vhd.Fixed},
@@ -37,7 +38,10 @@ func TestExam(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h.Format = vhd.Format()
-			h.Qemu, h.MaxSize = "vpc", most
+			h.Qemu = "vpc"
+			if h.MaxSize == 0 {
+				h.MaxSize = most
+			}
 			h.Sizes = []int64{2*mib - 512, 2 * mib, 127 * gib}
 			if h.QemuOptions == nil {
 				h.QemuOptions = []string{"-o", "force_size=on"}

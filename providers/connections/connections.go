@@ -56,6 +56,10 @@ type Options struct {
 	// Without them there is no store: Put is Unsupported.
 	Dir    string
 	Sealer *keys.Sealer
+	// Sessions is a folder in which providers keep, encrypted with Sealer, what they need to take up
+	// their sessions again after this process was killed. It is this process's own: while another one
+	// has it, and without it, sessions that a killed process leaves last until they time out.
+	Sessions string
 	// Idle is how long a session that nobody uses stays; 0: five minutes.
 	Idle time.Duration
 	Log  *slog.Logger // nil: nothing is logged
@@ -98,8 +102,20 @@ func New(o Options) *Connections {
 		drivers: o.Drivers,
 		static:  maps.Clone(o.Static),
 		store:   store{dir: o.Dir, sealer: o.Sealer},
-		pool:    newPool(o.Drivers, o.Idle, o.Log),
+		pool:    newPool(o.Drivers, &memories{dir: o.Sessions, sealer: o.Sealer}, o.Idle, o.Log),
 	}
+}
+
+// Resume takes up, in the background, the sessions that a killed process has left, so that those that
+// nobody comes for end as others do. What was kept of connections that are no longer known is deleted.
+func (c *Connections) Resume() {
+	all := slices.Collect(maps.Values(c.static))
+	for _, name := range c.store.names() {
+		if cfg, err := c.store.get(name); err == nil { // what cannot be read cannot be opened either
+			all = append(all, cfg)
+		}
+	}
+	c.pool.resume(all)
 }
 
 // Open is the live provider of a connection; "" is the default one, which is the connection of that
@@ -117,7 +133,7 @@ func (c *Connections) Open(ctx context.Context, name string) (providers.Provider
 
 // OpenOnce connects with a configuration that is kept nowhere. The caller closes the provider.
 func (c *Connections) OpenOnce(ctx context.Context, kind string, config json.RawMessage) (providers.Provider, error) {
-	return c.pool.connect(ctx, Config{kind, config})
+	return c.pool.connect(ctx, Config{kind, config}, nil)
 }
 
 // Check says what is wrong with a configuration, without connecting.
@@ -197,6 +213,9 @@ func (c *Connections) Identity(name string) (string, error) {
 	}
 	if a := address(cfg.Config); a != "" {
 		return cfg.Kind + "://" + a, nil
+	}
+	if name == "" {
+		name = c.defaultName()
 	}
 	return cfg.Kind + ":" + name, nil
 }

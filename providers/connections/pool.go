@@ -22,15 +22,16 @@ type sessionID = [sha256.Size]byte
 
 // pool is the live sessions: one for each configuration, however many names it has.
 type pool struct {
-	drivers providers.Set
-	idle    time.Duration
-	log     *slog.Logger
-	life    context.Context // of the pool; ends what is connecting
-	stop    context.CancelFunc
-	work    sync.WaitGroup // connecting and closing
+	drivers  providers.Set
+	memories *memories
+	idle     time.Duration
+	log      *slog.Logger
+	life     context.Context // of the pool; ends what is connecting
+	stop     context.CancelFunc
+	work     sync.WaitGroup // connecting and closing
 
 	mu       sync.Mutex
-	sessions map[sessionID]*session
+	sessions map[sessionID]*session // the latest of each configuration, until it is over
 	refused  map[sessionID]refusal
 	closed   bool
 }
@@ -39,13 +40,15 @@ type pool struct {
 // pool guards the rest.
 type session struct {
 	id       sessionID
+	before   *session // of the same configuration, which may not be over yet
 	ready    chan struct{}
+	over     chan struct{} // it was closed, or never connected
 	provider providers.Provider
 	err      error
 
 	lent    int
 	dropped bool // close it as soon as it is not lent
-	ended   bool // it is no longer in the pool, and closed, about to be, or not connected yet
+	ended   bool // nobody gets it any more: it is closed, about to be, or not connected yet
 	idle    *time.Timer
 }
 
@@ -54,9 +57,9 @@ type refusal struct {
 	until time.Time
 }
 
-func newPool(drivers providers.Set, idle time.Duration, log *slog.Logger) *pool {
+func newPool(drivers providers.Set, m *memories, idle time.Duration, log *slog.Logger) *pool {
 	life, stop := context.WithCancel(context.Background())
-	return &pool{drivers: drivers, idle: idle, log: log, life: life, stop: stop,
+	return &pool{drivers: drivers, memories: m, idle: idle, log: log, life: life, stop: stop,
 		sessions: map[sessionID]*session{}, refused: map[sessionID]refusal{}}
 }
 
@@ -95,35 +98,73 @@ func (p *pool) borrow(c Config) (*session, error) {
 		delete(p.refused, id)
 	}
 	s := p.sessions[id]
-	if s == nil {
-		s = &session{id: id, ready: make(chan struct{})}
-		s.idle = time.AfterFunc(p.idle, func() { p.expire(s) })
-		p.sessions[id] = s
-		p.work.Go(func() { p.fill(s, c) })
+	if s == nil || s.ended {
+		s = p.begin(id, c)
 	}
 	s.idle.Stop()
 	s.lent++
 	return s, nil
 }
 
-// fill connects a session. Its context is not that of who came first: others may wait for it too.
+// begin has a session connected. The lock is held.
+func (p *pool) begin(id sessionID, c Config) *session {
+	s := &session{id: id, before: p.sessions[id], ready: make(chan struct{}), over: make(chan struct{})}
+	s.idle = time.AfterFunc(p.idle, func() { p.expire(s) })
+	p.sessions[id] = s
+	p.work.Go(func() { p.fill(s, c) })
+	return s
+}
+
+// resume takes up what a killed process has left of these, and deletes what it has left of others.
+func (p *pool) resume(all []Config) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || !p.memories.mine() {
+		return
+	}
+	known := map[sessionID]bool{}
+	for id := range p.sessions {
+		known[id] = true
+	}
+	for _, c := range all {
+		id := c.sessionID()
+		if known[id] = true; p.sessions[id] == nil && p.memories.has(id) {
+			p.begin(id, c)
+		}
+	}
+	if err := p.memories.keepOnly(known); err != nil {
+		p.log.Warn("what was kept of sessions could not be deleted", "error", err)
+	}
+}
+
+// fill connects a session, when that before it is over: two providers would have its memory else. The
+// context is not that of who came first: others may wait for it too.
 func (p *pool) fill(s *session, c Config) {
+	if s.before != nil {
+		<-s.before.over
+		s.before = nil
+	}
 	ctx, cancel := context.WithTimeout(p.life, connectTimeout)
 	defer cancel()
-	s.provider, s.err = p.connect(ctx, c)
+	memory, err := p.memories.of(s.id)
+	if err != nil {
+		p.log.Warn("should this program be killed, a session stays until it has been idle for too long", "error", err)
+	}
+	s.provider, s.err = p.connect(ctx, c, memory)
 
 	p.mu.Lock()
 	if s.err != nil {
-		p.remove(s)
+		s.ended = true
+		s.idle.Stop()
 		if providers.ReasonOf(s.err) == providers.Auth {
 			p.refuse(s)
 		}
 	}
 	close(s.ready)
-	unwanted := s.ended && s.err == nil // removed while it was connecting
+	ended := s.ended // meanwhile, or because it could not connect
 	p.mu.Unlock()
-	if unwanted {
-		p.logout(s)
+	if ended {
+		p.finish(s)
 	}
 }
 
@@ -133,12 +174,12 @@ func (p *pool) refuse(s *session) {
 	p.refused[s.id] = refusal{err: s.err, until: now.Add(refusedFor)}
 }
 
-func (p *pool) connect(ctx context.Context, c Config) (providers.Provider, error) {
+func (p *pool) connect(ctx context.Context, c Config, memory providers.Memory) (providers.Provider, error) {
 	d, err := p.drivers.Driver(c.Kind)
 	if err != nil {
 		return nil, err
 	}
-	return d.Open(ctx, c.Config, providers.Env{Log: p.log})
+	return d.Open(ctx, c.Config, providers.Env{Log: p.log, Memory: memory})
 }
 
 func (p *pool) giveBack(s *session) {
@@ -163,11 +204,17 @@ func (p *pool) expire(s *session) {
 	}
 }
 
-// drop ends the session of c once it is no longer lent.
+// drop ends the session of c once it is no longer lent, also one that a killed process has left.
+// Nothing is kept of it.
 func (p *pool) drop(c Config) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.sessions[c.sessionID()]; s != nil {
+	id := c.sessionID()
+	s := p.sessions[id]
+	if s == nil && !p.closed && p.memories.has(id) {
+		s = p.begin(id, c)
+	}
+	if s != nil {
 		s.dropped = true
 		if s.lent == 0 {
 			p.end(s)
@@ -185,35 +232,49 @@ func (p *pool) close() {
 	p.mu.Unlock()
 	p.stop()
 	p.work.Wait()
+	p.memories.release()
 }
 
-// end removes a session and closes it in the background, for closing asks the platform. The lock is
-// held.
+// end takes a session away from who may want it, and closes it in the background, for closing asks the
+// platform. One that still connects is closed by who connects it. The lock is held.
 func (p *pool) end(s *session) {
-	if p.remove(s) {
-		p.work.Go(func() { p.logout(s) })
-	}
-}
-
-// remove takes a session out of the pool, with the lock held. It is true where the caller must close
-// it: one that still connects is closed by who connects it.
-func (p *pool) remove(s *session) bool {
 	if s.ended {
-		return false
+		return
 	}
 	s.ended = true
 	s.idle.Stop()
-	delete(p.sessions, s.id)
 	select {
 	case <-s.ready:
-		return s.err == nil
+		p.work.Go(func() { p.finish(s) })
 	default:
-		return false
 	}
 }
 
-func (p *pool) logout(s *session) {
-	if err := s.provider.Close(); err != nil {
-		p.log.Warn("a session could not be ended", "provider", s.provider.Kind(), "error", err)
+// finish closes a session, if it was connected, and is the last that happens to it.
+func (p *pool) finish(s *session) {
+	if s.err == nil {
+		if err := s.provider.Close(); err != nil {
+			p.log.Warn("a session could not be ended", "provider", s.provider.Kind(), "error", err)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.dropped {
+		p.forget(s.id)
+	}
+	if p.sessions[s.id] == s {
+		delete(p.sessions, s.id)
+	}
+	close(s.over)
+}
+
+// forget deletes what is kept of a session.
+func (p *pool) forget(id sessionID) {
+	memory, err := p.memories.of(id)
+	if memory == nil || err != nil {
+		return // nothing is
+	}
+	if err := memory.Save(nil); err != nil {
+		p.log.Warn("what was kept of a session could not be deleted", "error", err)
 	}
 }

@@ -34,6 +34,7 @@ type login struct {
 	log      *slog.Logger
 	plain    *vim25.Client // calls without renewal
 	cookies  *cookies
+	memory   memory          // of the renewal in flight, and of close after the last one
 	life     context.Context // ends with Close
 	end      context.CancelFunc
 	watchers sync.WaitGroup
@@ -51,8 +52,9 @@ type renewal struct {
 }
 
 // newLogin makes a client of the server, which answers who it is, and does not log in yet.
-func newLogin(ctx context.Context, e endpoint, pool *http.Transport, log *slog.Logger) (*login, error) {
-	l := &login{server: e, pool: pool, log: log, cookies: &cookies{host: e.url.Host}}
+func newLogin(ctx context.Context, e endpoint, pool *http.Transport, env providers.Env) (*login, error) {
+	l := &login{server: e, pool: pool, log: env.Log, cookies: &cookies{host: e.url.Host}, memory: memory{Memory: env.Memory}}
+	l.recall()
 	c, err := vim25.NewClient(ctx, l.newSOAP(l.cookies))
 	if err != nil {
 		return nil, err
@@ -64,7 +66,7 @@ func newLogin(ctx context.Context, e endpoint, pool *http.Transport, log *slog.L
 
 func (l *login) newSOAP(jar http.CookieJar) *soap.Client {
 	c := soap.NewClient(l.server.url, false)
-	c.UserAgent = "hypersdk"
+	c.UserAgent = l.agent()
 	c.Namespace, c.Version = "urn:"+vim25.Namespace, vim25.Version
 	c.Transport = soapTransport{l.pool} // ours, with its own idea of trust
 	c.Jar = jar
@@ -175,30 +177,51 @@ func (l *login) run(r *renewal) {
 	}
 }
 
-// enter logs in, unless the session lives after all, and answers the cookies of the new one.
+// enter takes up the session that was kept, or logs in, and answers the cookies of the session; none
+// where that which there was lives after all.
 func (l *login) enter(ctx context.Context) ([]*http.Cookie, error) {
 	if l.logins() > 0 {
 		if s, err := session.NewManager(l.plain).UserSession(ctx); s != nil || err != nil {
 			return nil, err
 		}
+	} else if held, err := l.adopt(ctx); held != nil || err != nil {
+		return held, err
 	}
+	return l.logIn(ctx)
+}
+
+// logIn makes a session and keeps it. A program that is killed between the two leaves the session
+// behind, so that nothing else may come there.
+func (l *login) logIn(ctx context.Context) ([]*http.Cookie, error) {
 	jar, err := cookiejar.New(nil)
 	if err != nil {
 		return nil, err
 	}
+	if !l.memory.saved {
+		l.save()
+	}
 	c := l.newSOAP(jar)
-	_, err = methods.Login(ctx, c, &types.Login{
+	res, err := methods.Login(ctx, c, &types.Login{
 		This:     *l.plain.ServiceContent.SessionManager,
 		UserName: l.server.user, Password: l.server.password, Locale: "en_US",
 	})
 	if err != nil {
+		if reason(err) == providers.Auth {
+			l.forget()
+		}
 		return nil, err
 	}
-	return jar.Cookies(l.server.url), nil
+	held := jar.Cookies(l.server.url)
+	l.keep(res.Returnval, held)
+	if err := l.endLeft(ctx, c, res.Returnval.Key); err != nil {
+		l.log.Info("a session of a program that was killed may stay until it has been idle for too long",
+			"provider", Kind, "op", "login", "error", strip(err))
+	}
+	return held, nil
 }
 
-// keep uses the session now and then, so that it lives while nothing else does.
-func (l *login) keep(every time.Duration) {
+// keepAlive uses the session now and then, so that it lives while nothing else does.
+func (l *login) keepAlive(every time.Duration) {
 	l.watchers.Go(func() {
 		tick := time.NewTicker(every)
 		defer tick.Stop()
@@ -218,6 +241,7 @@ func (l *login) keep(every time.Duration) {
 }
 
 // close logs out. It waits a moment for a login in flight, which would leave a session behind else.
+// What was kept of a session that could not be ended stays, for whoever connects next.
 func (l *login) close() error {
 	l.mu.Lock()
 	if l.closed {
@@ -243,7 +267,10 @@ func (l *login) close() error {
 	defer cancel()
 	err := session.NewManager(l.plain).Logout(ctx)
 	if isFault[*types.NotAuthenticated](err) {
-		return nil
+		err = nil
+	}
+	if err == nil {
+		l.forget()
 	}
 	return err
 }

@@ -53,7 +53,7 @@ func Open(ctx context.Context, c Config, env providers.Env) (*Provider, error) {
 	if err != nil {
 		return nil, &providers.Error{Op: "vsphere: connect", Object: host, Reason: providers.Invalid, Err: err}
 	}
-	l, err := newLogin(ctx, e, pool, env.Log)
+	l, err := newLogin(ctx, e, pool, env)
 	if err != nil {
 		pool.CloseIdleConnections()
 		return nil, fail("connect", host, err)
@@ -62,7 +62,7 @@ func Open(ctx context.Context, c Config, env providers.Env) (*Provider, error) {
 		_ = l.close() // the login's own error is the one to tell
 		return nil, fail("log in", host, err)
 	}
-	l.keep(time.Duration(c.KeepAlive))
+	l.keepAlive(time.Duration(c.KeepAlive))
 	return &Provider{
 		login: l,
 		soap:  l.client(),

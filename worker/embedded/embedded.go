@@ -41,7 +41,7 @@ const (
 	lockName = "temporal.lock"
 
 	startAttempts = 3
-	stopTimeout   = 8 * time.Second
+	stopTimeout   = 5 * time.Second
 )
 
 // Server is a running server.

@@ -47,7 +47,7 @@ func (l *logger) Fatal(msg string, tags ...tag.Tag) {
 	if l.starting.Load() {
 		err := errors.New(msg)
 		for _, t := range tags {
-			if cause, ok := t.Value().(error); ok {
+			if cause := asError(t); cause != nil {
 				err = cause
 			}
 		}
@@ -68,6 +68,20 @@ func (l *logger) write(level slog.Level, msg string, tags []tag.Tag) {
 	attrs = append(attrs, slog.String("part", "temporal"))
 	for _, t := range tags {
 		attrs = append(attrs, slog.Any(t.Key(), t.Value()))
+		// A caller that hung up, such as a worker that stops, is no failure of the server.
+		if err := asError(t); err != nil && strings.Contains(err.Error(), context.Canceled.Error()) {
+			level = slog.LevelDebug
+		}
 	}
 	l.log.LogAttrs(context.Background(), level, msg, attrs...)
+}
+
+// asError is the error in a tag, whose Value would be a text; nil: it holds none.
+func asError(t tag.Tag) error {
+	z, ok := t.(tag.ZapTag)
+	if !ok {
+		return nil
+	}
+	err, _ := z.Field().Interface.(error)
+	return err
 }

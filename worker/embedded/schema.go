@@ -40,8 +40,8 @@ func parts() []part {
 	}
 }
 
-// pragmas of every connection. One connection at a time: SQLite has a single writer, and several that
-// wait for it are slower and fail.
+// pragmas of the server's connection. There is one at a time: SQLite has a single writer, and several
+// that wait for it are slower and fail.
 func pragmas() map[string]string {
 	return map[string]string{"journal_mode": "wal", "synchronous": "2", "busy_timeout": "10000"}
 }
@@ -50,10 +50,8 @@ func pragmas() map[string]string {
 func dsnPath(file string) string { return (&url.URL{Path: file}).EscapedPath() }
 
 func openDB(file string) (*sql.DB, error) {
-	q := url.Values{"mode": {"rwc"}, "_txlock": {"immediate"}}
-	for k, v := range pragmas() {
-		q.Add("_pragma", k+"="+v)
-	}
+	// The journal mode is not set: that would change a file which is then refused.
+	q := url.Values{"mode": {"rwc"}, "_txlock": {"immediate"}, "_pragma": {"synchronous=2", "busy_timeout=10000"}}
 	db, err := sql.Open("sqlite", "file:"+dsnPath(file)+"?"+q.Encode())
 	if err != nil {
 		return nil, err

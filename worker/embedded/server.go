@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -27,6 +28,26 @@ const (
 
 // startServer brings up the four services of the server, each on a port of its own.
 func startServer(o Options, log *logger, addr netip.AddrPort, file string, shards int32) (srv temporal.Server, frontend string, err error) {
+	store := &config.SQL{
+		PluginName: sqliteplugin.PluginName, DatabaseName: dsnPath(file),
+		MaxConns: 1, MaxIdleConns: 1, ConnectAttributes: pragmas(),
+	}
+	store.ConnectAttributes["mode"] = "rw"
+	if err := createNamespace(store, o.Namespace); err != nil {
+		return nil, "", fmt.Errorf("make namespace %s: %w", o.Namespace, err)
+	}
+	services, err := ports(addr)
+	if err != nil {
+		return nil, "", err
+	}
+	cfg := serverConfig(store, services, shards)
+	if srv, err = launch(cfg, log); err != nil {
+		return nil, "", fmt.Errorf("start Temporal server: %w", err)
+	}
+	return srv, cfg.PublicClient.HostPort, nil
+}
+
+func launch(cfg *config.Config, log *logger) (srv temporal.Server, err error) {
 	log.starting.Store(true)
 	defer log.starting.Store(false)
 	defer func() {
@@ -36,32 +57,20 @@ func startServer(o Options, log *logger, addr netip.AddrPort, file string, shard
 			if !ok {
 				panic(r)
 			}
-			srv, frontend, err = nil, "", fmt.Errorf("start Temporal server: %w", f.err)
+			srv, err = nil, f.err
 		}
 	}()
-
-	store := &config.SQL{
-		PluginName: sqliteplugin.PluginName, DatabaseName: dsnPath(file),
-		MaxConns: 1, MaxIdleConns: 1, ConnectAttributes: pragmas(),
-	}
-	store.ConnectAttributes["mode"] = "rw"
-	if err := createNamespace(store, o.Namespace); err != nil {
-		return nil, "", fmt.Errorf("make namespace %s: %w", o.Namespace, err)
-	}
-	services, hosts, err := ports(addr)
-	if err != nil {
-		return nil, "", err
-	}
-	frontend = net.JoinHostPort(addr.Addr().String(), fmt.Sprint(services[string(primitives.FrontendService)].RPC.GRPCPort))
-	cfg := serverConfig(store, services, frontend, shards)
-
 	authorizer, err := authorization.GetAuthorizerFromConfig(&cfg.Global.Authorization)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	claims, err := authorization.GetClaimMapperFromConfig(&cfg.Global.Authorization, log)
 	if err != nil {
-		return nil, "", err
+		return nil, err
+	}
+	hosts := map[primitives.ServiceName]static.Hosts{}
+	for name, s := range cfg.Services {
+		hosts[primitives.ServiceName(name)] = static.SingleLocalHost(address(s))
 	}
 	srv, err = temporal.NewServer(
 		temporal.WithConfig(cfg),
@@ -73,18 +82,19 @@ func startServer(o Options, log *logger, addr netip.AddrPort, file string, shard
 		temporal.WithDynamicConfigClient(dynamic()),
 	)
 	if err != nil {
-		return nil, "", fmt.Errorf("start Temporal server: %w", err)
+		return nil, err
 	}
-	if err := srv.Start(); err != nil {
-		return nil, "", fmt.Errorf("start Temporal server: %w", err)
-	}
-	return srv, frontend, nil
+	return srv, srv.Start()
 }
 
-func serverConfig(store *config.SQL, services map[string]config.Service, frontend string, shards int32) *config.Config {
-	ip, _, _ := net.SplitHostPort(frontend)
+func address(s config.Service) string {
+	return net.JoinHostPort(s.RPC.BindOnIP, strconv.Itoa(s.RPC.GRPCPort))
+}
+
+func serverConfig(store *config.SQL, services map[string]config.Service, shards int32) *config.Config {
+	frontend := services[string(primitives.FrontendService)]
 	return &config.Config{
-		Global: config.Global{Membership: config.Membership{MaxJoinDuration: 30 * time.Second, BroadcastAddress: ip}},
+		Global: config.Global{Membership: config.Membership{MaxJoinDuration: 30 * time.Second, BroadcastAddress: frontend.RPC.BindOnIP}},
 		Persistence: config.Persistence{
 			DefaultStore: "default", VisibilityStore: "default", NumHistoryShards: shards,
 			DataStores: map[string]config.DataStore{"default": {SQL: store}},
@@ -92,7 +102,7 @@ func serverConfig(store *config.SQL, services map[string]config.Service, fronten
 		ClusterMetadata: &cluster.Config{
 			FailoverVersionIncrement: 10, MasterClusterName: clusterName, CurrentClusterName: clusterName,
 			ClusterInformation: map[string]cluster.ClusterInformation{
-				clusterName: {Enabled: true, InitialFailoverVersion: 1, RPCAddress: frontend},
+				clusterName: {Enabled: true, InitialFailoverVersion: 1, RPCAddress: address(frontend)},
 			},
 		},
 		DCRedirectionPolicy: config.DCRedirectionPolicy{Policy: "noop"},
@@ -105,7 +115,7 @@ func serverConfig(store *config.SQL, services map[string]config.Service, fronten
 			History:    config.HistoryArchivalNamespaceDefaults{State: "disabled"},
 			Visibility: config.VisibilityArchivalNamespaceDefaults{State: "disabled"},
 		}},
-		PublicClient: config.PublicClient{HostPort: frontend},
+		PublicClient: config.PublicClient{HostPort: address(frontend)},
 	}
 }
 
@@ -135,10 +145,8 @@ func createNamespace(store *config.SQL, name string) error {
 }
 
 // ports finds a port for every service. The frontend alone has a known one; none serves HTTP.
-func ports(addr netip.AddrPort) (map[string]config.Service, map[primitives.ServiceName]static.Hosts, error) {
+func ports(addr netip.AddrPort) (map[string]config.Service, error) {
 	services := map[string]config.Service{}
-	hosts := map[primitives.ServiceName]static.Hosts{}
-	ip := addr.Addr().String()
 	for _, name := range []primitives.ServiceName{
 		primitives.FrontendService, primitives.HistoryService, primitives.MatchingService, primitives.WorkerService,
 	} {
@@ -148,12 +156,11 @@ func ports(addr netip.AddrPort) (map[string]config.Service, map[primitives.Servi
 		}
 		port, err := freePort(want)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		services[string(name)] = config.Service{RPC: config.RPC{GRPCPort: port, BindOnIP: ip}}
-		hosts[name] = static.SingleLocalHost(net.JoinHostPort(ip, fmt.Sprint(port)))
+		services[string(name)] = config.Service{RPC: config.RPC{GRPCPort: port, BindOnIP: addr.Addr().String()}}
 	}
-	return services, hosts, nil
+	return services, nil
 }
 
 // freePort is the port of want, or any free one for port 0; an error where it is taken.

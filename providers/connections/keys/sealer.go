@@ -3,6 +3,8 @@ package keys
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -33,12 +35,16 @@ var (
 type Sealer struct {
 	current [idSize]byte
 	aeads   map[[idSize]byte]cipher.AEAD
+	names   []byte // subkey for Pseudonym
 	ids     []string
 }
 
 // Sealer is for the purpose that label names: what it seals cannot be opened by that of another.
 func (r *Ring) Sealer(label string) *Sealer {
-	s := &Sealer{current: r.keys[0].id, aeads: map[[idSize]byte]cipher.AEAD{}, ids: r.IDs()}
+	s := &Sealer{
+		current: r.keys[0].id, aeads: map[[idSize]byte]cipher.AEAD{},
+		names: r.keys[0].subkey(label + "\x00names"), ids: r.IDs(),
+	}
 	for _, k := range r.keys {
 		s.aeads[k.id] = newAEAD(k.subkey(label))
 	}
@@ -58,6 +64,14 @@ func newAEAD(subkey []byte) cipher.AEAD {
 
 // KeyID is the name of the key that Seal uses.
 func (s *Sealer) KeyID() string { return hex.EncodeToString(s.current[:]) }
+
+// Pseudonym names b without telling anything of it to whoever lacks the key, not even whether a guess
+// is right. It is another one as soon as another key seals.
+func (s *Sealer) Pseudonym(b []byte) string {
+	h := hmac.New(sha256.New, s.names)
+	h.Write(b)
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
 
 // Seal encrypts plain and binds it to what aad says: it opens with the same aad only.
 func (s *Sealer) Seal(plain, aad []byte) []byte {

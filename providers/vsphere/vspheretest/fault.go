@@ -29,6 +29,7 @@ type Fault struct {
 
 	// When.
 	Skip  int `json:"skip,omitempty"`  // so many matches pass before it strikes
+	Every int `json:"every,omitempty"` // it strikes every so many matches; 0: all
 	Times int `json:"times,omitempty"` // it strikes so often; 0: for ever
 
 	// What happens.
@@ -41,13 +42,13 @@ type Fault struct {
 	Fault   string                `json:"fault,omitempty"`   // answer with this fault of the API, "TaskInProgress"
 	Message string                `json:"message,omitempty"` // and these words
 	Cause   types.BaseMethodFault `json:"-"`                 // instead of Fault, with all its fields
-	Task    bool                  `json:"task,omitempty"`    // the call succeeds; delay and fault are those of its task
+	Task    bool                  `json:"task,omitempty"`    // the call succeeds; delay and fault are those of its task, or lease
 	After   bool                  `json:"after,omitempty"`   // the call is carried out all the same, only the answer is the fault
 
 	// What happens to a read.
 	CutAt      *int64 `json:"cut_at,omitempty"`      // close the connection before this byte of the file
 	CutAfter   *int64 `json:"cut_after,omitempty"`   // close it after so many bytes of the body
-	Stall      bool   `json:"stall,omitempty"`       // stop there for ever instead of closing; at the first byte by itself
+	Stall      bool   `json:"stall,omitempty"`       // stop there for ever instead of closing; at the first byte by itself; of a task of ExportVm or ExportSnapshot: the lease never becomes ready
 	Short      int64  `json:"short,omitempty"`       // the body, and the length announced, lack so many bytes at the end
 	WrongRange bool   `json:"wrong_range,omitempty"` // the answer says that it is another part of the file than it is
 	NoRange    bool   `json:"no_range,omitempty"`    // the whole file is sent, whatever was asked for
@@ -72,7 +73,7 @@ func (d *Duration) UnmarshalText(text []byte) error {
 // Validate says what makes no sense in f.
 func (f Fault) Validate() error {
 	onCall := f.Fault != "" || f.Message != "" || f.Cause != nil || f.Task || f.After
-	onRead := f.CutAt != nil || f.CutAfter != nil || f.Stall || f.Short != 0 || f.WrongRange || f.NoRange || f.FlipAt != nil || f.Rate != 0
+	onRead := f.CutAt != nil || f.CutAfter != nil || f.Stall && !f.Task || f.Short != 0 || f.WrongRange || f.NoRange || f.FlipAt != nil || f.Rate != 0
 	_, badPattern := path.Match(f.File, "")
 	_, known := f.cause()
 	switch {
@@ -88,8 +89,8 @@ func (f Fault) Validate() error {
 		return fmt.Errorf("fault: the API has no fault %q", f.Fault)
 	case f.Status != 0 && (f.Status < 100 || f.Status > 599):
 		return fmt.Errorf("fault: %d is no HTTP status", f.Status)
-	case f.Skip < 0 || f.Times < 0 || f.Rate < 0 || f.Short < 0 || f.Delay < 0:
-		return errors.New("fault: skip, times, rate, short and delay are not negative")
+	case f.Skip < 0 || f.Every < 0 || f.Times < 0 || f.Rate < 0 || f.Short < 0 || f.Delay < 0:
+		return errors.New("fault: skip, every, times, rate, short and delay are not negative")
 	case f.Task && (f.Status != 0 || f.Drop || f.After):
 		return errors.New("fault: status, drop and after are those of a call, not of its task")
 	}
@@ -208,7 +209,8 @@ func (i *Injection) Remove() {
 // strike counts a match, and says whether it strikes.
 func (i *Injection) strike() bool {
 	i.matched++
-	if i.matched <= i.fault.Skip || i.fault.Times > 0 && i.struck >= i.fault.Times {
+	n := i.matched - i.fault.Skip
+	if n <= 0 || n%max(1, i.fault.Every) != 0 || i.fault.Times > 0 && i.struck >= i.fault.Times {
 		return false
 	}
 	i.struck++

@@ -12,11 +12,12 @@ import (
 	"time"
 )
 
-// reading is an answer with a VM's file that is under way.
+// reading is an answer with a VM's file or disk that is under way.
 type reading struct {
-	vm   *machine
-	ctrl *http.ResponseController
-	stop context.CancelFunc
+	vm    *machine
+	lease *lease // nil: not by one
+	ctrl  *http.ResponseController
+	stop  context.CancelFunc
 }
 
 // abort breaks the answer off.

@@ -1,8 +1,10 @@
 package vspheretest
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io"
+	"os"
 )
 
 // Image is the content of a disk: as the guest sees it now, or as a snapshot has frozen it. It stays
@@ -58,6 +60,39 @@ func (i *Image) Size() int64 { return i.disk.layers[0].size }
 // Key is the key of the disk among the devices of its VM.
 func (i *Image) Key() int32 { return i.disk.key }
 
+// layer is the one that the content is read through. The VM is locked.
+func (i *Image) layer() *layer {
+	if i.snapshot != nil {
+		return i.snapshot.layers[i.disk.key]
+	}
+	return i.disk.live
+}
+
+// used is the space that the content takes.
+func (i *Image) used() (n int64) {
+	i.vm.mu.RLock()
+	defer i.vm.mu.RUnlock()
+	for l := i.layer(); l != nil; l = l.parent {
+		n += l.used()
+	}
+	return n
+}
+
+// version is a name that changes whenever the content may have changed.
+func (i *Image) version() string {
+	i.vm.mu.RLock()
+	defer i.vm.mu.RUnlock()
+	sum := sha256.New()
+	for l := i.layer(); l != nil; l = l.parent {
+		modified := ""
+		if fi, err := os.Stat(l.path()); err == nil {
+			modified = fi.ModTime().String()
+		}
+		fmt.Fprintf(sum, "%s\x00%s\x00%d\x00", l.path(), modified, l.writes)
+	}
+	return fmt.Sprintf("%x", sum.Sum(nil))
+}
+
 // ReadAt is io.ReaderAt.
 func (i *Image) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
@@ -65,12 +100,10 @@ func (i *Image) ReadAt(p []byte, off int64) (int, error) {
 	}
 	i.vm.mu.RLock()
 	defer i.vm.mu.RUnlock()
-	l := i.disk.live
-	if i.snapshot != nil {
-		if l = i.snapshot.layers[i.disk.key]; !i.vm.holds(i.snapshot) {
-			return 0, fmt.Errorf("vspheretest: snapshot %s has been removed", i.snapshot.ref.Value)
-		}
+	if i.snapshot != nil && !i.vm.holds(i.snapshot) {
+		return 0, fmt.Errorf("vspheretest: snapshot %s has been removed", i.snapshot.ref.Value)
 	}
+	l := i.layer()
 	n := min(int64(len(p)), max(0, l.size-off))
 	if err := l.readAt(p[:n], off); err != nil {
 		return 0, err

@@ -24,6 +24,7 @@ type layer struct {
 	size   int64  // of the disk in bytes
 	parent *layer // nil: a base
 	have   []byte // bitmap of the grains that a delta holds
+	writes int    // since it was loaded
 }
 
 // extent is the name of the file with the bytes.
@@ -131,6 +132,7 @@ func (l *layer) writeAt(p []byte, off int64) error {
 		return err
 	}
 	defer f.Close()
+	l.writes++
 	if l.parent == nil {
 		_, err = f.WriteAt(p, off)
 		return err
@@ -184,6 +186,7 @@ func (l *layer) merge(child *layer) error {
 		return err
 	}
 	defer dst.Close()
+	l.writes++
 	buf := make([]byte, grain)
 	for g := range child.grains() {
 		if !child.holds(g) {

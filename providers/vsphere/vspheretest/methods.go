@@ -16,6 +16,8 @@ var ownMethods = map[string]method{
 	"RevertToSnapshot_Task":        revertToSnapshot,
 	"RevertToCurrentSnapshot_Task": revertToCurrentSnapshot,
 	"ConsolidateVMDisks_Task":      consolidateDisks,
+	"ExportVm":                     exportVM,
+	"ExportSnapshot":               exportSnapshot,
 }
 
 // work is what a task does.

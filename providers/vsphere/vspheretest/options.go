@@ -24,6 +24,7 @@ type Options struct {
 
 	SessionTimeout time.Duration // a session that is idle for longer is gone; 0: never
 	TaskDelay      time.Duration // every task waits so long before it does its work
+	LeaseTimeout   time.Duration // a lease that nobody reports progress of is void after that; 5 minutes if 0
 
 	Datacenters []string    // {"DC0"} if empty
 	Clusters    int         // in each datacenter; 1 if 0
@@ -78,6 +79,7 @@ func (o Options) withDefaults() (Options, error) {
 	o.Listen = cmp.Or(o.Listen, "127.0.0.1:0")
 	o.Username = cmp.Or(o.Username, "administrator@vsphere.local")
 	o.Password = cmp.Or(o.Password, "hypersim")
+	o.LeaseTimeout = cmp.Or(o.LeaseTimeout, 5*time.Minute)
 	o.Clusters, o.Hosts = cmp.Or(o.Clusters, 1), cmp.Or(o.Hosts, 3)
 	if len(o.Datacenters) == 0 {
 		o.Datacenters = []string{"DC0"}

@@ -61,7 +61,9 @@ type Server struct {
 	mu       sync.Mutex
 	machines map[types.ManagedObjectReference]*machine
 	reading  map[*reading]struct{}
-	lastID   int // the highest number in a VM's or snapshot's id that was ever given
+	leases   map[string]*lease     // by id
+	streams  map[string]keptStream // by path of the disk's base
+	lastID   int                   // the highest number in a VM's or snapshot's id that was ever given
 }
 
 // TB is the part of testing.TB that [Start] needs.
@@ -96,6 +98,8 @@ func New(o Options) (*Server, error) {
 		opt: o, dir: o.Dir,
 		machines: map[types.ManagedObjectReference]*machine{},
 		reading:  map[*reading]struct{}{},
+		leases:   map[string]*lease{},
+		streams:  map[string]keptStream{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	if err := s.open(); err != nil {
@@ -147,6 +151,7 @@ func (s *Server) build(addr string) error {
 	}})
 	s.mux.HandleFunc("/sdk/vimServiceVersions.xml", s.svc.ServiceVersions)
 	s.mux.HandleFunc("/folder/", s.serveFolder)
+	s.mux.HandleFunc("/nfc/{lease}/{file}", s.serveNFC)
 	s.mux.HandleFunc("POST /sdk", s.serveSDK)
 	s.mux.HandleFunc("POST /sdk/vimService", s.serveSDK)
 
@@ -281,7 +286,7 @@ func (s *Server) CertificatePEM() []byte {
 }
 
 // CloseConnections cuts every connection of every client, in the middle of whatever they carry.
-func (s *Server) CloseConnections() { s.conns.close() }
+func (s *Server) CloseConnections() { s.conns.closeBut("") }
 
 // sim is a context for work inside of the simulator. Locks are held by a context, so that each piece
 // of work takes its own.
@@ -309,11 +314,14 @@ func (c *connections) state(conn net.Conn, state http.ConnState) {
 	}
 }
 
-func (c *connections) close() {
+// closeBut closes all connections but the one from a remote address.
+func (c *connections) closeBut(remote string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for conn := range c.open {
-		_ = conn.Close()
+		if conn.RemoteAddr().String() != remote {
+			_ = conn.Close() // the other side, and the handler, will notice
+		}
 	}
 }
 

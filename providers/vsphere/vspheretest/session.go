@@ -31,8 +31,8 @@ type session struct {
 
 // Session is a live session.
 type Session struct {
-	Key  string        `json:"key"`
-	Idle time.Duration `json:"idle"` // since its last call
+	Key         string  `json:"key"`
+	IdleSeconds float64 `json:"idle_seconds"` // since its last call
 }
 
 func (s *sessions) init(server *Server) {
@@ -147,7 +147,7 @@ func (s *Server) Sessions() []Session {
 	defer s.sessions.mu.Unlock()
 	out := []Session{}
 	for key, one := range s.sessions.live {
-		out = append(out, Session{Key: key, Idle: time.Since(one.used)})
+		out = append(out, Session{Key: key, IdleSeconds: time.Since(one.used).Seconds()})
 	}
 	slices.SortFunc(out, func(a, b Session) int { return strings.Compare(a.Key, b.Key) })
 	return out

@@ -109,22 +109,17 @@ func (c *call) peek() error {
 
 // dispatch answers a call.
 func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, c *call) {
-	if m, ok := ownMethods[c.method]; ok {
-		decoded, err := simulator.UnmarshalBody(types.TypeFunc(), c.raw)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		c.body = decoded.Body
-		res, fail := m(s, c)
-		if fail != nil {
-			writeFault(w, fail)
-			return
-		}
-		writeResponse(w, res)
+	if blockedByExport[c.method] && s.exported(c.this) {
+		writeFault(w, fault(&types.TaskInProgress{Task: c.this}, "The VM is being exported."))
 		return
 	}
+	do := ownMethods[c.method]
+	if l := s.exportLease(c.this); l != nil && leaseMethods[c.method] != nil {
+		do = func(*Server, *call) (any, *types.LocalizedMethodFault) { return leaseMethods[c.method](l, c) }
+	}
 	switch {
+	case do != nil:
+		s.answer(w, c, do)
 	case strings.HasPrefix(c.method, "WaitForUpdates") && c.session != nil:
 		s.waitForUpdates(w, r, c)
 	case strings.HasSuffix(c.method, "_Task") && (c.task != nil || s.opt.TaskDelay > 0):
@@ -132,6 +127,35 @@ func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, c *call) {
 	default:
 		s.simulate(w, r, c)
 	}
+}
+
+// answer answers with a method of this package.
+func (s *Server) answer(w http.ResponseWriter, c *call, do method) {
+	decoded, err := simulator.UnmarshalBody(types.TypeFunc(), c.raw)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	c.body = decoded.Body
+	res, fail := do(s, c)
+	if fail != nil {
+		writeFault(w, fail)
+		return
+	}
+	writeResponse(w, res)
+}
+
+// exported says whether a VM is under an export lease of its own.
+func (s *Server) exported(vm types.ManagedObjectReference) bool {
+	s.mu.Lock()
+	m := s.machines[vm]
+	s.mu.Unlock()
+	if m == nil {
+		return false
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.exported != nil
 }
 
 // simulate lets the simulator answer, and takes down what became of sessions.

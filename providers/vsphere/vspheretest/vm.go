@@ -35,7 +35,8 @@ type machine struct {
 	disks     []*disk
 	snapshots []*snapshot // parents before children
 	current   *snapshot
-	lastSnap  int32 // the highest number of a snapshot of this VM
+	lastSnap  int32  // the highest number of a snapshot of this VM
+	exported  *lease // while the VM itself, rather than a snapshot, is being exported
 }
 
 // disk is a disk of a machine.
@@ -93,40 +94,56 @@ func (s *Server) AddVM(v VM) (id string, err error) {
 		return "", errors.New("it needs a name")
 	}
 	v.Datacenter, v.Datastore = dc.name, ds.name
+	s.building.Lock()
+	defer s.building.Unlock()
 	if s.has(v) {
 		return "", errors.New("there is one of that name in the folder")
 	}
-	m := &machine{spec: v, ds: ds, base: fileName(v.Name)}
+	m := &machine{spec: v, ds: ds, base: fileName(v.Name), home: unfinished}
 	if err := m.makeHome(); err != nil {
-		return "", err
-	}
-	if err := errors.Join(m.makeDisks(), m.makeVMX()); err != nil {
 		return "", errors.Join(err, os.RemoveAll(m.dir()))
 	}
-	s.building.Lock()
-	defer s.building.Unlock()
 	if err := s.register(m); err != nil {
 		return "", errors.Join(err, os.RemoveAll(m.dir()))
 	}
 	return m.ref.Value, s.save(m)
 }
 
-// makeHome makes the folder of the VM's files: named after the VM, or after an object on vSAN.
+// unfinished is the home of a VM while its disks are being made.
+const unfinished = ".unfinished"
+
+// makeHome makes the VM's folder and the files in it, which get their place at once.
 func (m *machine) makeHome() error {
+	if err := os.RemoveAll(m.dir()); err != nil { // of a run that was killed
+		return err
+	}
+	if err := os.Mkdir(m.dir(), 0o755); err != nil {
+		return err
+	}
+	if err := errors.Join(m.makeDisks(), m.makeVMX()); err != nil {
+		return err
+	}
+	made := m.dir()
+	m.home = m.homeName()
+	for _, d := range m.disks {
+		d.live.dir = m.dir()
+	}
+	return os.Rename(made, m.dir())
+}
+
+// homeName is a name for the VM's folder that is free: that of the VM, or of an object on vSAN.
+func (m *machine) homeName() string {
 	if m.ds.kind == typeVSAN {
 		b := make([]byte, 16)
 		_, _ = rand.Read(b) // never fails
-		m.home = fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-		return os.Mkdir(m.dir(), 0o755)
+		return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 	}
-	for i := 0; ; i++ {
-		m.home = m.base
-		if i > 0 {
-			m.home += " (" + strconv.Itoa(i) + ")"
+	name := m.base
+	for i := 1; ; i++ {
+		if _, err := os.Lstat(filepath.Join(m.ds.dir, name)); errors.Is(err, fs.ErrNotExist) {
+			return name
 		}
-		if err := os.Mkdir(m.dir(), 0o755); !errors.Is(err, fs.ErrExist) {
-			return err
-		}
+		name = m.base + " (" + strconv.Itoa(i) + ")"
 	}
 }
 
@@ -252,9 +269,18 @@ func (s *Server) forget(ref types.ManagedObjectReference) {
 			r.abort()
 		}
 	}
+	var leases []*lease
+	for _, l := range s.leases {
+		if l.vm == m {
+			leases = append(leases, l)
+		}
+	}
 	s.mu.Unlock()
 	if m == nil {
 		return
+	}
+	for _, l := range leases {
+		l.finish()
 	}
 	s.keepLastID()
 	m.mu.Lock()

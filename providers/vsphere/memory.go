@@ -1,0 +1,193 @@
+package vsphere
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"regexp"
+	"time"
+
+	"github.com/vmware/govmomi/property"
+	"github.com/vmware/govmomi/session"
+	"github.com/vmware/govmomi/vim25"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+
+	"hypersdk/providers"
+)
+
+// A program that is killed cannot log out. Its successor takes up the session that it finds in its
+// memory. A session may also have begun while its program was being killed, so that nobody was told of
+// it; it is found by the name under which programs of this memory go at the server, and ended, where
+// the user may do that.
+
+const (
+	userAgent   = "hypersdk"
+	tidyTimeout = 5 * time.Second
+)
+
+// memory is what a login keeps for the program that comes after it.
+type memory struct {
+	providers.Memory // nil: nothing is kept
+	kept             kept
+	saved            bool // the mark is in the Memory
+	left             bool // by a program before this one, which may have been killed
+}
+
+// kept is what lies in the Memory.
+type kept struct {
+	Server string `json:"server"` // URL
+	User   string `json:"user"`   // as it is configured
+	// Mark tells the sessions of this memory from all others: it is in the user agent. It is kept before
+	// the first login.
+	Mark    string       `json:"mark"`
+	Session *keptSession `json:"session,omitempty"`
+}
+
+type keptSession struct {
+	Key     string       `json:"key"`
+	User    string       `json:"user"` // as the server calls it
+	Cookies []keptCookie `json:"cookies"`
+}
+
+type keptCookie struct {
+	Name   string `json:"name"`
+	Value  string `json:"value"`
+	Quoted bool   `json:"quoted,omitempty"`
+}
+
+var validMark = regexp.MustCompile(`^[A-Z2-7]{26}$`)
+
+// recall reads what the program before has left. What is of no use is as good as nothing.
+func (l *login) recall() {
+	m := &l.memory
+	m.kept = kept{Server: l.server.url.String(), User: l.server.user, Mark: rand.Text()}
+	if m.Memory == nil {
+		return
+	}
+	b, err := m.Load()
+	if err != nil {
+		l.log.Info("what was kept of the last session cannot be read", "provider", Kind, "error", err)
+		return
+	}
+	var k kept
+	if json.Unmarshal(b, &k) == nil && k.Server == m.kept.Server && k.User == m.kept.User && validMark.MatchString(k.Mark) {
+		m.kept, m.saved, m.left = k, true, true
+	}
+}
+
+// agent is the name under which the program goes at the server.
+func (l *login) agent() string {
+	if l.memory.Memory == nil {
+		return userAgent
+	}
+	return userAgent + "/" + l.memory.kept.Mark
+}
+
+// keep saves a session that has just begun.
+func (l *login) keep(s types.UserSession, held []*http.Cookie) {
+	one := &keptSession{Key: s.Key, User: s.UserName}
+	for _, c := range held {
+		one.Cookies = append(one.Cookies, keptCookie{c.Name, c.Value, c.Quoted})
+	}
+	l.memory.kept.Session = one
+	l.save()
+}
+
+// save writes down what is to be kept. Without it the connection works all the same.
+func (l *login) save() {
+	m := &l.memory
+	if m.Memory == nil {
+		return
+	}
+	b, err := json.Marshal(m.kept)
+	if err == nil {
+		err = m.Save(b)
+	}
+	if m.saved = err == nil; !m.saved {
+		l.log.Warn("the session cannot be kept; should this program be killed, it stays until it has been idle for too long",
+			"provider", Kind, "op", "login", "error", err)
+	}
+}
+
+// forget clears the memory: there is no session any more.
+func (l *login) forget() {
+	m := &l.memory
+	if m.Memory == nil {
+		return
+	}
+	if err := m.Save(nil); err != nil {
+		l.log.Warn("what was kept of the session cannot be deleted", "provider", Kind, "error", err)
+	}
+	m.saved = false
+}
+
+// adopt takes up the session that was kept and answers its cookies, or none where it does not live or
+// is not the one that it is said to be. While that cannot be found out there is an error: another
+// login would leave it behind.
+func (l *login) adopt(ctx context.Context) ([]*http.Cookie, error) {
+	one := l.memory.kept.Session
+	if one == nil {
+		return nil, nil
+	}
+	var held []*http.Cookie
+	for _, c := range one.Cookies {
+		held = append(held, &http.Cookie{Name: c.Name, Value: c.Value, Quoted: c.Quoted})
+	}
+	c := l.newSOAP(&cookies{host: l.server.url.Host, held: held})
+	s, err := session.NewManager(l.bare(c)).UserSession(ctx)
+	if err != nil && !answered(err) {
+		return nil, err
+	}
+	if s == nil || s.Key != one.Key || s.UserName != one.User {
+		return nil, nil
+	}
+	l.log.Info("took up the session of a program that was killed", "provider", Kind, "op", "login")
+	// Beside it there is another one only if two programs were killed one after the other.
+	_ = l.endLeft(ctx, c, s.Key)
+	return held, nil
+}
+
+// answered says whether err is the server's own word on a question rather than trouble on the way.
+func answered(err error) bool {
+	var status *statusError
+	if errors.As(err, &status) {
+		return statusReason(status.code) != providers.Throttled && status.code < http.StatusInternalServerError
+	}
+	var fault types.HasFault
+	return soap.IsSoapFault(err) || errors.As(err, &fault)
+}
+
+// endLeft ends, once, the sessions that go by our mark and are not the one of this key. Few users may
+// look at sessions: where that fails, such a session ends when it has been idle for too long.
+func (l *login) endLeft(ctx context.Context, sc *soap.Client, key string) error {
+	if !l.memory.left {
+		return nil
+	}
+	l.memory.left = false
+	ctx, cancel := context.WithTimeout(ctx, tidyTimeout)
+	defer cancel()
+	c := l.bare(sc)
+	manager := *c.ServiceContent.SessionManager
+	var all mo.SessionManager
+	err := property.DefaultCollector(c).RetrieveOne(ctx, manager, []string{"sessionList"}, &all)
+	for _, s := range all.SessionList {
+		if s.UserAgent != l.agent() || s.Key == key {
+			continue
+		}
+		_, failed := methods.TerminateSession(ctx, c, &types.TerminateSession{This: manager, SessionId: []string{s.Key}})
+		if !isFault[*types.NotFound](failed) {
+			err = errors.Join(err, failed)
+		}
+	}
+	return err
+}
+
+// bare is a client of the server that does not renew its session.
+func (l *login) bare(sc *soap.Client) *vim25.Client {
+	return &vim25.Client{Client: sc, ServiceContent: l.plain.ServiceContent, RoundTripper: sc}
+}
