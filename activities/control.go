@@ -154,7 +154,7 @@ func (c *Control) Prepare(ctx context.Context, in PrepareRequest) (Prepared, err
 		}
 		out := Prepared{Dir: f.path}
 		if before.Job == in.Job {
-			out.Ours = before.Naming
+			out.Ours = before.Naming != nil
 			if before.Host != c.Host {
 				out.TookOver = before.Host
 			}

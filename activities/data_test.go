@@ -70,7 +70,7 @@ func cut(n int64) func(off, n int64) error {
 
 func TestTransferIsTakenUp(t *testing.T) {
 	for _, at := range []int64{0, 3 * mib, 40 * mib, 79 * mib} {
-		b := newBench(t)
+		b := newLargeBench(t)
 		_, err := b.prepare()
 		require.NoError(t, err)
 		b.platform.fault = cut(at)
@@ -123,7 +123,7 @@ func TestTransferBeginsAnew(t *testing.T) {
 		{"the journal was removed", func(t *testing.T, b *bench) { require.NoError(t, os.Remove(b.path(".web-01-disk-1.raw.journal"))) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := newBench(t)
+			b := newLargeBench(t)
 			_, err := b.prepare()
 			require.NoError(t, err)
 			b.platform.fault = cut(60 * mib)
@@ -140,7 +140,7 @@ func TestTransferBeginsAnew(t *testing.T) {
 
 // Another snapshot is another disk: nothing of the old one may stay.
 func TestTransferOfAnotherSnapshot(t *testing.T) {
-	b := newBench(t)
+	b := newLargeBench(t)
 	_, err := b.prepare()
 	require.NoError(t, err)
 	b.platform.fault = cut(60 * mib)
@@ -173,7 +173,7 @@ func TestOneAttemptAtATime(t *testing.T) {
 }
 
 func TestDiskFull(t *testing.T) {
-	b := newBench(t)
+	b := newLargeBench(t)
 	_, err := b.prepare()
 	require.NoError(t, err)
 	b.wrap = func(f formats.File) formats.File {
@@ -196,7 +196,7 @@ func TestDiskFull(t *testing.T) {
 }
 
 func TestTargetFolderIsRemoved(t *testing.T) {
-	b := newBench(t)
+	b := newLargeBench(t)
 	_, err := b.prepare()
 	require.NoError(t, err)
 	var once atomic.Bool
@@ -221,7 +221,7 @@ func TestTargetFolderIsRemoved(t *testing.T) {
 
 // The folder was claimed by the job on another host while this one was away.
 func TestAnotherHostTookOver(t *testing.T) {
-	b := newBench(t)
+	b := newLargeBench(t)
 	_, err := b.prepare()
 	require.NoError(t, err)
 	other := newBench(t, func(c *Config) { c.Host = "h2" })
@@ -272,7 +272,7 @@ func TestDiskChangedItsSize(t *testing.T) {
 // A cancelled copy stops at once, also when the source does not answer.
 func TestTransferIsCancelled(t *testing.T) {
 	for _, hang := range []bool{false, true} {
-		b := newBench(t)
+		b := newLargeBench(t)
 		_, err := b.prepare()
 		require.NoError(t, err)
 		var cancel context.CancelCauseFunc
@@ -300,7 +300,7 @@ func TestTransferIsCancelled(t *testing.T) {
 
 // A stopping worker is not a cancelled job: what was copied is safe, and the next attempt goes on.
 func TestWorkerStops(t *testing.T) {
-	b := newBench(t)
+	b := newLargeBench(t)
 	_, err := b.prepare()
 	require.NoError(t, err)
 	stop := make(chan struct{})
@@ -326,7 +326,7 @@ func TestWorkerStops(t *testing.T) {
 
 // A source that does not answer while the worker stops does not hold it up.
 func TestWorkerStopsWhileTheSourceHangs(t *testing.T) {
-	b := newBench(t, func(c *Config) { c.StopWithin = 50 * time.Millisecond })
+	b := newLargeBench(t, func(c *Config) { c.StopWithin = 50 * time.Millisecond })
 	_, err := b.prepare()
 	require.NoError(t, err)
 	stop, hang := make(chan struct{}), make(chan struct{})
@@ -346,7 +346,7 @@ func TestWorkerStopsWhileTheSourceHangs(t *testing.T) {
 }
 
 func TestStalledSource(t *testing.T) {
-	b := newBench(t, func(c *Config) { c.Stall, c.Heartbeat = 100*time.Millisecond, 100*time.Millisecond })
+	b := newLargeBench(t, func(c *Config) { c.Stall, c.Heartbeat = 100*time.Millisecond, 100*time.Millisecond })
 	_, err := b.prepare()
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -387,7 +387,7 @@ func TestPausedTransfer(t *testing.T) {
 }
 
 func TestVerifyFindsADifference(t *testing.T) {
-	b := newBench(t)
+	b := newLargeBench(t)
 	_, err := b.prepare()
 	require.NoError(t, err)
 	got, err := b.transfer()

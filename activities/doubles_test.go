@@ -243,8 +243,16 @@ func (d noise) ReadAt(b []byte, off int64) (int, error) {
 	return int(n), nil
 }
 
+// newLargeBench has a disk of more than one segment.
+func newLargeBench(t *testing.T, change ...func(*Config)) *bench {
+	t.Helper()
+	b := newBench(t, change...)
+	b.platform.disk = newNoise(7, 80*mib+512)
+	return b
+}
+
 func newPlatform() *platform {
-	d := newNoise(7, 80*mib+512)
+	d := newNoise(7, 3*mib+512)
 	return &platform{
 		disk: d, snapshots: map[string]providers.SnapshotID{},
 		vm: providers.VM{ID: "vm-42", Name: "web-01", Path: "/dc/vm/web-01", Disks: []providers.Disk{{ID: "2000", Label: "Hard disk 1", Size: d.Size()}}},

@@ -50,7 +50,8 @@ func (c *Control) Finish(ctx context.Context, in FinishRequest) (Finished, error
 	})
 }
 
-// name renames every disk and its digests, durably.
+// name renames every disk and its digests, durably. The claim says beforehand which files those are, so
+// that an attempt that is cut off, and a job that fails in the middle, know their own.
 func (c *Control) name(f *folder, in FinishRequest) error {
 	p := part{folder: f, job: in.Job, host: c.Host, name: manifestName}
 	if err := p.stillMine(); err != nil {
@@ -60,14 +61,20 @@ func (c *Control) name(f *folder, in FinishRequest) error {
 	if err != nil {
 		return err
 	}
-	if !claimed.Naming {
-		claimed.Naming = true
+	if claimed.Naming == nil {
+		if claimed.Naming, err = f.inodes(in.Disks); err != nil {
+			return err
+		}
 		if err := f.putClaim(claimed); err != nil {
 			return err
 		}
 	}
 	for _, d := range in.Disks {
-		if err := f.nameDisk(d, in.Target.Overwrite); err != nil {
+		// The digests go first: while a disk is hidden it is seen to be unfinished.
+		if err := f.nameFile(digestsName(d.File), d.File+digestsExt, claimed, in.Target.Overwrite); err != nil {
+			return err
+		}
+		if err := f.nameFile(partName(d.File), d.File, claimed, in.Target.Overwrite); err != nil {
 			return err
 		}
 		if err := f.remove(journalName(d.File)); err != nil {
@@ -75,6 +82,34 @@ func (c *Control) name(f *folder, in FinishRequest) error {
 		}
 	}
 	return syncDir(f.root)
+}
+
+// inodes lists, by final name, the hidden files that are to be named.
+func (f *folder) inodes(disks []FinishDisk) (map[string]uint64, error) {
+	out := map[string]uint64{}
+	for _, d := range disks {
+		if !plain(d.File) {
+			return nil, refuse(providers.Invalid, "%q is not the name of a file", d.File)
+		}
+		for final, hidden := range map[string]string{d.File: partName(d.File), d.File + digestsExt: digestsName(d.File)} {
+			st, err := f.root.Lstat(hidden)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil, f.removed(hidden)
+			}
+			if err != nil {
+				return nil, err
+			}
+			out[final] = inodeOf(st)
+		}
+		if out[d.File] != d.Inode {
+			return nil, refuse(providers.Corrupt, "%s is not the file that was written", filepath.Join(f.path, partName(d.File)))
+		}
+	}
+	return out, nil
+}
+
+func (f *folder) removed(name string) error {
+	return refuse(providers.NotFound, "%s was removed before the export was complete", filepath.Join(f.path, name))
 }
 
 func (f *folder) putClaim(c claim) error {
@@ -86,32 +121,22 @@ func (f *folder) putClaim(c claim) error {
 	return writeClaim(file, c)
 }
 
-func (f *folder) nameDisk(d FinishDisk, replace bool) error {
-	if !plain(d.File) {
-		return refuse(providers.Invalid, "%q is not the name of a file", d.File)
-	}
-	// The digests go first: while a disk is hidden it can still be seen to be unfinished.
-	err := f.rename(digestsName(d.File), d.File+digestsExt, replace)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+// nameFile renames one file, or finds that it has its name.
+func (f *folder) nameFile(hidden, final string, c claim, replace bool) error {
+	err := f.rename(hidden, final, replace)
+	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	at := partName(d.File)
-	st, err := f.root.Lstat(at)
-	if errors.Is(err, fs.ErrNotExist) {
-		at = d.File
-		st, err = f.root.Lstat(at)
+	if !f.named(final, c) {
+		return f.removed(hidden)
 	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return refuse(providers.NotFound, "%s was removed before the export was complete", filepath.Join(f.path, partName(d.File)))
-	case err != nil:
-		return err
-	case inodeOf(st) != d.Inode || !st.Mode().IsRegular():
-		return refuse(providers.Corrupt, "%s is not the file that was written", filepath.Join(f.path, at))
-	case at == d.File:
-		return nil
-	}
-	return f.rename(at, d.File, replace)
+	return nil
+}
+
+// named says whether a file with a final name is the job's own.
+func (f *folder) named(final string, c claim) bool {
+	st, err := f.root.Lstat(final)
+	return err == nil && c.Naming[final] != 0 && inodeOf(st) == c.Naming[final]
 }
 
 // removeStale removes the files of an earlier export that the new one did not replace.

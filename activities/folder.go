@@ -43,6 +43,9 @@ func (c Config) openFolder(t Target, create bool) (*folder, error) {
 			return nil, fmt.Errorf("output folder: %w", pathError(err))
 		}
 	}
+	if st, err := out.Stat(t.Folder); err == nil && !st.IsDir() {
+		return nil, refuse(providers.Invalid, "output folder %s: not a directory", f.path)
+	}
 	if f.root, err = out.OpenRoot(t.Folder); err != nil {
 		return nil, fmt.Errorf("output folder: %w", pathError(err))
 	}
@@ -236,11 +239,12 @@ type claim struct {
 	Host  string   `json:"host"`
 	Made  bool     `json:"made,omitempty"`  // the folder was made by the job
 	Files []string `json:"files,omitempty"` // final names
-	// Naming says that the files are being given their names: those that have them are the job's own.
-	Naming bool `json:"naming,omitempty"`
+	// Naming is set once the files are being given their names: by final name, the inodes of those that
+	// are the job's own.
+	Naming map[string]uint64 `json:"naming,omitempty"`
 }
 
-const maxClaim = 64 << 10
+const maxClaim = 256 << 10
 
 // readClaim reads who the folder belongs to; nobody is the zero claim.
 func (f *folder) readClaim() (claim, error) {

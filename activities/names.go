@@ -8,9 +8,13 @@ import (
 	"unicode/utf8"
 )
 
-// maxName is the longest safe name in bytes: with what is put before and behind it (".", "-disk-256",
-// the extension, ".digests") a file name stays below the 255 bytes of common file systems.
-const maxName = 180
+const (
+	// maxName is the longest safe name in bytes: with what is put before and behind it (".", "-disk-120",
+	// the extension, ".digests") a file name stays below the 255 bytes of common file systems.
+	maxName = 190
+	// markLen is what an altered name gets: an underscore at most, a dash, and eight hex digits.
+	markLen = 10
+)
 
 // SafeName is the name of a file or folder for a VM's name: one path element on every file system,
 // visible, printable and not too long. A name that had to be altered ends in a dash and eight hex
@@ -26,14 +30,14 @@ func SafeName(name string) string {
 		}
 	}
 	safe := strings.TrimRight(strings.TrimLeft(b.String(), ". -"), ". ")
-	for len(safe) > maxName {
+	if safe == name && safe != "" && len(safe) <= maxName && !reserved(safe) {
+		return safe
+	}
+	for len(safe) > maxName-markLen {
 		_, n := utf8.DecodeLastRuneInString(safe)
 		safe = safe[:len(safe)-n]
 	}
 	safe = strings.TrimRight(safe, ". ")
-	if safe == name && !reserved(safe) && safe != "" {
-		return safe
-	}
 	switch {
 	case safe == "":
 		safe = "vm"

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"hypersdk/providers"
@@ -186,7 +188,14 @@ func (s *Site) discard(job string, t Target, log *slog.Logger) error {
 		}
 		return nil
 	}
-	if err := f.discardFiles(c.Files); err != nil {
+	err = f.discardFiles(c.Files)
+	for _, n := range slices.Sorted(maps.Keys(c.Naming)) {
+		// What was given its name before the job failed; what it replaced cannot be had back, so that stays.
+		if !t.Overwrite && plain(n) && f.named(n, c) {
+			err = errors.Join(err, f.remove(n))
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("discard: %w", err)
 	}
 	if err := f.remove(claimName); err != nil {

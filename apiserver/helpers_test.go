@@ -74,7 +74,7 @@ func start(t *testing.T, change ...func(*apiserver.Config, *apiserver.Deps)) *be
 	b.Server = httptest.NewServer(s)
 	t.Cleanup(func() {
 		s.Close()
-		b.Server.Close()
+		b.Close()
 		http.DefaultClient.CloseIdleConnections()
 	})
 	return b

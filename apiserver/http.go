@@ -76,7 +76,7 @@ func (s *Server) boundary(next http.Handler) http.Handler {
 		start := time.Now()
 		w.Header().Set("X-Request-Id", req.id)
 		defer func() {
-			if p := recover(); p != nil && p != http.ErrAbortHandler {
+			if p := recover(); p != nil {
 				req.cause = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 				if rec.status == 0 {
 					writeError(rec, newError(http.StatusInternalServerError, serverFailed))

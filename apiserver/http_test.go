@@ -208,7 +208,7 @@ func TestServeStops(t *testing.T) {
 	select {
 	case err := <-served:
 		require.NoError(t, err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the server did not stop")
 	}
 	_, err = io.ReadAll(follow.Body)

@@ -22,24 +22,41 @@ const (
 	parallel = 8      // calls to Temporal that one request has under way
 )
 
-// executions are the statuses of executions that a job in a state may have.
-var executions = map[job.State][]string{
-	job.Pending: {"Running"}, job.Running: {"Running"}, job.Completed: {"Completed"},
-	job.Failed: {"Failed", "Terminated", "TimedOut"}, job.Cancelled: {"Canceled"},
+// Executions are jobs by their workflow type, and open or closed in one of several ways.
+const openQuery = "ExecutionStatus = 'Running'"
+
+var closedAs = map[job.State][]string{
+	job.Completed: {"Completed"}, job.Failed: {"Failed", "Terminated", "TimedOut"}, job.Cancelled: {"Canceled"},
 }
 
 // jobQuery is the visibility query for jobs in any of the states; none: all of them.
 func jobQuery(states []job.State) string {
-	q := "WorkflowType IN (" + quoted(jobWorkflows) + ")"
-	if len(states) == 0 {
-		return q
+	open, closed := split(states)
+	var either []string
+	if open {
+		either = append(either, openQuery)
 	}
+	if closed != "" {
+		either = append(either, closed)
+	}
+	return jobsOnly() + " AND (" + strings.Join(either, " OR ") + ")"
+}
+
+func jobsOnly() string { return "WorkflowType IN (" + quoted(jobWorkflows) + ")" }
+
+// split says whether jobs in any of the states may be open, and how they may be closed; "" is not at all.
+func split(states []job.State) (open bool, closed string) {
 	var in []string
-	for _, st := range states {
-		in = append(in, executions[st]...)
+	for st, statuses := range closedAs {
+		if len(states) == 0 || slices.Contains(states, st) {
+			in = append(in, statuses...)
+		}
 	}
 	slices.Sort(in)
-	return q + " AND ExecutionStatus IN (" + quoted(slices.Compact(in)) + ")"
+	if len(in) > 0 {
+		closed = "ExecutionStatus IN (" + quoted(in) + ")"
+	}
+	return len(states) == 0 || slices.Contains(states, job.Pending) || slices.Contains(states, job.Running), closed
 }
 
 func quoted(words []string) string {
@@ -55,7 +72,7 @@ func quoted(words []string) string {
 // Jobs that have ended are told by their memo alone; running ones are looked at one by one, which is
 // as many as admission lets run at once.
 func (s *Server) list(ctx context.Context, states []job.State, limit int) ([]job.Job, int, error) {
-	newest, whole, err := s.scan(ctx, jobQuery(states), limit)
+	newest, whole, err := s.newest(ctx, states, limit)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -105,40 +122,65 @@ func (s *Server) listed(ctx context.Context, infos []*workflowpb.WorkflowExecuti
 	return jobs
 }
 
-// scan finds the executions that started last, the last first; whole says that there are no more.
-//
-// SQL visibility has no ORDER BY. It lists running executions first, then those that closed last. An
-// execution starts before it closes: once one closed before the last of limit known ones started, all
-// that follow did too, and the scan is over.
-func (s *Server) scan(ctx context.Context, query string, limit int) (found []*workflowpb.WorkflowExecutionInfo, whole bool, err error) {
+// newest are the executions that started last, the last first, of jobs that may be in any of the
+// states; whole says that there are no more.
+func (s *Server) newest(ctx context.Context, states []job.State, limit int) (found []*workflowpb.WorkflowExecutionInfo, whole bool, err error) {
+	open, closed := split(states)
+	whole = true
+	if open {
+		// Whether an open job is pending or running only its memo knows: of one state alone all have to
+		// be looked at.
+		enough := func(got []*workflowpb.WorkflowExecutionInfo) bool {
+			return len(got) >= limit && slices.Contains(states, job.Pending) == slices.Contains(states, job.Running)
+		}
+		if found, err = s.scan(ctx, openQuery, limit, enough); err != nil {
+			return nil, false, err
+		}
+		found = slices.DeleteFunc(found, func(x *workflowpb.WorkflowExecutionInfo) bool {
+			return len(states) > 0 && !slices.Contains(states, s.view(x).Status)
+		})
+		whole = len(found) < limit
+	}
+	if closed != "" {
+		// An execution starts before it closes: once one closed before the last of limit known ones
+		// started, all that follow did too.
+		enough := func(got []*workflowpb.WorkflowExecutionInfo) bool {
+			if len(got) < limit {
+				return false
+			}
+			last := got[len(got)-1].GetCloseTime().AsTime()
+			starts := slices.SortedFunc(slices.Values(got), newestFirst)
+			return last.Before(starts[limit-1].GetStartTime().AsTime())
+		}
+		more, err := s.scan(ctx, closed, limit, enough)
+		if err != nil {
+			return nil, false, err
+		}
+		whole = whole && len(more) < limit
+		found = append(found, more...)
+	}
+	slices.SortStableFunc(found, newestFirst)
+	return found[:min(limit, len(found))], whole, nil
+}
+
+// scan lists executions of jobs until there are enough. SQL visibility has no ORDER BY: what is open
+// comes in the order of its start, what is closed in that of its end, the last first.
+func (s *Server) scan(ctx context.Context, query string, limit int, enough func([]*workflowpb.WorkflowExecutionInfo) bool) ([]*workflowpb.WorkflowExecutionInfo, error) {
+	var found []*workflowpb.WorkflowExecutionInfo
 	var token []byte
-	for seen := 0; seen < maxScan; {
+	for len(found) < maxScan {
 		page, err := s.temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
-			Query: query, PageSize: pageSize, NextPageToken: token,
+			Query: jobsOnly() + " AND " + query, PageSize: int32(min(pageSize, max(limit, 20))), NextPageToken: token,
 		})
 		if err != nil {
-			return nil, false, fmt.Errorf("list jobs: %w", err)
+			return nil, fmt.Errorf("list jobs: %w", err)
 		}
-		seen += len(page.GetExecutions())
-		for _, x := range page.GetExecutions() {
-			if x.GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW {
-				found = append(found, x)
-			}
-		}
-		slices.SortStableFunc(found, newestFirst)
-		token = page.GetNextPageToken()
-		if len(token) == 0 {
-			whole = len(found) <= limit
+		found = append(found, page.GetExecutions()...)
+		if token = page.GetNextPageToken(); len(token) == 0 || enough != nil && enough(found) {
 			break
 		}
-		if last := page.GetExecutions(); len(found) >= limit && len(last) > 0 {
-			closed := last[len(last)-1].GetCloseTime()
-			if closed != nil && closed.AsTime().Before(found[limit-1].GetStartTime().AsTime()) {
-				break
-			}
-		}
 	}
-	return found[:min(limit, len(found))], whole, nil
+	return found, nil
 }
 
 func newestFirst(a, b *workflowpb.WorkflowExecutionInfo) int {

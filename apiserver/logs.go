@@ -117,14 +117,14 @@ func (l *logStream) follow(ctx context.Context, w http.ResponseWriter) error {
 				return err
 			}
 			if _, err := w.Write(l.render(page)); err != nil {
-				return nil // the caller has gone
+				return fmt.Errorf("follow log: the caller has gone: %w", err)
 			}
 			continue
 		case ended:
 			return nil
 		}
 		if err := out.Flush(); err != nil {
-			return nil
+			return fmt.Errorf("follow log: the caller has gone: %w", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -78,7 +78,7 @@ func (s *Server) pendingJobs(ctx context.Context, open int) (int, error) {
 	if n := len(s.queries.waits(ctx)); n > 0 && n < workflows.MaxWaiting {
 		return min(n, open), nil
 	}
-	found, _, err := s.scan(ctx, jobQuery([]job.State{job.Running}), maxScan)
+	found, err := s.scan(ctx, openQuery, pageSize, nil)
 	n := 0
 	for _, x := range found {
 		if s.view(x).Status == job.Pending {

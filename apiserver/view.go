@@ -78,10 +78,9 @@ func (s *Server) view(info *workflowpb.WorkflowExecutionInfo) job.Job {
 func apply(j *job.Job, snap job.Snapshot) {
 	progress := snap.Progress
 	switch r := snap.Result; {
-	case r == nil:
 	case !snap.Status.Ended():
-		snap.Result = nil // it is not whole before the job has cleaned up
-	default:
+		snap.Result, snap.Error = nil, "" // neither is whole before the job has cleaned up
+	case r != nil:
 		r.Files, r.Disks = orEmpty(r.Files), orEmpty(r.Disks)
 	}
 	j.Status, j.Progress, j.Result, j.Error, j.Host = snap.Status, &progress, snap.Result, snap.Error, snap.Host

@@ -299,9 +299,9 @@ func (t *Temporal) info(r *Run) (*workflowpb.WorkflowExecutionInfo, error) {
 }
 
 var (
-	typeIn   = regexp.MustCompile(`WorkflowType IN \(([^)]*)\)`)
-	statusIn = regexp.MustCompile(`ExecutionStatus IN \(([^)]*)\)`)
-	openOr   = regexp.MustCompile(`\(ExecutionStatus = 'Running' OR CloseTime > '([^']*)'\)`)
+	typeIn   = regexp.MustCompile(`^WorkflowType IN \(([^)]*)\)`)
+	statusIn = regexp.MustCompile(`ExecutionStatus (?:IN \(([^)]*)\)|= ('\w+'))`)
+	closedBy = regexp.MustCompile(`CloseTime > '([^']*)'`)
 )
 
 // matching are the runs that a visibility query finds, in the order of SQL visibility: open ones first,
@@ -310,25 +310,23 @@ func (t *Temporal) matching(query string) []*Run {
 	if strings.Contains(query, "ORDER BY") {
 		panic("SQL visibility has no ORDER BY")
 	}
-	has := func(re *regexp.Regexp, word string) bool {
-		m := re.FindStringSubmatch(query)
-		return m == nil || strings.Contains(m[1], "'"+word+"'")
+	types, statuses := typeIn.FindStringSubmatch(query), ""
+	for _, m := range statusIn.FindAllStringSubmatch(query, -1) {
+		statuses += m[1] + m[2]
+	}
+	var since time.Time
+	if m := closedBy.FindStringSubmatch(query); m != nil {
+		var err error
+		if since, err = time.Parse(time.RFC3339Nano, m[1]); err != nil {
+			panic(err)
+		}
 	}
 	var found []*Run
 	for _, r := range t.runs {
-		if !has(typeIn, r.Type) || !has(statusIn, r.Status.String()) {
-			continue
+		if strings.Contains(types[1], "'"+r.Type+"'") && (statuses == "" || strings.Contains(statuses, "'"+r.Status.String()+"'")) &&
+			(since.IsZero() || r.Closed.After(since)) {
+			found = append(found, r)
 		}
-		if m := openOr.FindStringSubmatch(query); m != nil {
-			since, err := time.Parse(time.RFC3339Nano, m[1])
-			if err != nil {
-				panic(err)
-			}
-			if r.Status != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING && !r.Closed.After(since) {
-				continue
-			}
-		}
-		found = append(found, r)
 	}
 	slices.SortFunc(found, func(a, b *Run) int {
 		if a.Closed.IsZero() != b.Closed.IsZero() {

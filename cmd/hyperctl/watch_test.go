@@ -32,7 +32,7 @@ func (l *lab) watch(args ...string) *watching {
 
 func (w *watching) says(text string) {
 	w.l.t.Helper()
-	require.Eventually(w.l.t, func() bool { return strings.Contains(w.out.String()+w.errs.String(), text) }, 10*time.Second, 5*time.Millisecond,
+	require.Eventually(w.l.t, func() bool { return strings.Contains(w.out.String()+w.errs.String(), text) }, time.Minute, 5*time.Millisecond,
 		"%s was not said", text)
 }
 
@@ -41,7 +41,7 @@ func (w *watching) ends() int {
 	select {
 	case code := <-w.code:
 		return code
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		w.l.t.Fatal("it does not end")
 		return -1
 	}

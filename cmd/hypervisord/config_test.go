@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -253,13 +254,24 @@ func TestAFileWithSecretsThatOthersMayRead(t *testing.T) {
 	}
 }
 
-func FuzzConfigFile(f *testing.F) {
-	f.Add([]byte("DaemonAddr: a:1\nOutputRoots: [a]\n"))
-	f.Add([]byte("a: &a [*a]\nconnections: {a: {kind: x, <<: *a}}"))
-	f.Fuzz(func(t *testing.T, content []byte) {
-		cfg := Default()
-		loadFile(&cfg, settings(&cfg), map[string]bool{}, "f", content)
-	})
+func TestOddFilesAreRefusedOrReadButDoNoHarm(t *testing.T) {
+	bomb := "a: &a [x, x, x, x, x, x, x, x, x]\n"
+	for c := 'b'; c < 'k'; c++ {
+		bomb += fmt.Sprintf("%c: &%[1]c [%s]\n", c, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*%c,", c-1), 9), ","))
+	}
+	for name, file := range map[string]string{
+		"empty": "", "a comment": "# x", "null": "null", "two documents": "LogLevel: info\n---\nLogLevel: warn",
+		"an alias to itself": "OutputRoots: &a [*a]", "a merge to itself": "connections: &a {b: {kind: x, <<: *a}}",
+		"a bomb": bomb + "connections: {z: {kind: vsphere, x: *j}}", "binary": "\x00\xff\xfe", "a key that is a list": "[a]: b",
+		"an alias": "Username: &u root\nDefaultFormat: *u", "deep": strings.Repeat("[", 5000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg, _, err := loadWith(t, file, nil)
+			if err == nil {
+				require.NotZero(t, cfg.DaemonAddr)
+			}
+		})
+	}
 }
 
 func loadWith(t *testing.T, file string, env map[string]string, args ...string) (Config, []setting, error) {

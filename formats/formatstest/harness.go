@@ -39,6 +39,9 @@ type Harness struct {
 	MaxSize int64
 	// Sizes are tried besides the usual ones.
 	Sizes []int64
+	// ExamSize is about how large the disks of checks are that need just one: some blocks of the
+	// format; 0: 6 MiB.
+	ExamSize int64
 
 	// Ascending: the writer takes each block once, front to back (a format that is written as a
 	// stream). It is then expected to refuse anything else.
@@ -94,8 +97,14 @@ func (h Harness) sizes() []int64 {
 	return fit
 }
 
-// examSize is the size of the disks of checks that need just one: some MiB, and no round number.
-func (h Harness) examSize() int64 { return min(6<<20+5*h.unit(), h.maxSize()/h.unit()*h.unit()) }
+// examSize is ExamSize as no round number.
+func (h Harness) examSize() int64 {
+	n := h.ExamSize
+	if n == 0 {
+		n = 6 << 20
+	}
+	return min(n/h.unit()*h.unit()+5*h.unit(), h.maxSize()/h.unit()*h.unit())
+}
 
 // Run examines the format.
 func Run(t *testing.T, h Harness) {

@@ -7,8 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"testing"
 
 	kflate "github.com/klauspost/compress/flate"
@@ -45,7 +46,9 @@ func corpus(tb testing.TB, n int) [][]byte {
 		take(image, max(st.Size()/int64(2*n)/grain, 1)*grain)
 		return blocks
 	}
-	_ = filepath.WalkDir(runtime.GOROOT(), func(path string, e fs.DirEntry, err error) error {
+	root, err := exec.CommandContext(tb.Context(), "go", "env", "GOROOT").Output()
+	require.NoError(tb, err)
+	_ = filepath.WalkDir(strings.TrimSpace(string(root)), func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() && len(blocks) < n {
 			take(path, 8*grain)
 		}

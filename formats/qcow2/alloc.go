@@ -5,6 +5,9 @@ import (
 	"math"
 )
 
+// l1Part is how many entries of the L1 table are read or written at once.
+const l1Part = 32 << 10
+
 // refcount answers how often a cluster of the file is used.
 func (w *writer) refcount(cluster int64) (uint16, error) {
 	t, err := w.refs.get(w.slot(cluster/w.perBlock) << w.clusterBits)
@@ -150,16 +153,18 @@ func (w *writer) flushTables() error {
 	if err := w.refs.flush(); err != nil {
 		return err
 	}
-	if w.l1Lo < w.l1Hi {
-		b := make([]byte, (w.l1Hi-w.l1Lo)*8)
-		for i, e := range w.l1[w.l1Lo:w.l1Hi] {
-			binary.BigEndian.PutUint64(b[i*8:], e)
+	for w.l1Lo < w.l1Hi {
+		part := w.l1[w.l1Lo:min(w.l1Hi, w.l1Lo+l1Part)]
+		b := make([]byte, 0, len(part)*8)
+		for _, e := range part {
+			b = binary.BigEndian.AppendUint64(b, e)
 		}
 		if err := w.write(b, w.cluster()+w.l1Lo*8); err != nil {
 			return err
 		}
-		w.l1Lo, w.l1Hi = w.l1Entries, 0
+		w.l1Lo += int64(len(part))
 	}
+	w.l1Lo, w.l1Hi = w.l1Entries, 0
 	return nil
 }
 

@@ -150,23 +150,18 @@ func (w *writer) cut() error {
 
 // dropMaps drops what maps the disk from off on.
 func (w *writer) dropMaps(off int64) error {
-	b := make([]byte, w.l1Entries*8)
-	if n, err := w.f.ReadAt(b, w.cluster()); n < len(b) {
-		return fmt.Errorf("qcow2: read the L1 table: %w", unexpected(err))
-	}
+	var b []byte
 	for i := range w.l1 {
-		e := binary.BigEndian.Uint64(b[i*8:])
-		host := int64(e & offsetMask)
-		if int64(i)*w.cover() >= off {
-			e = 0
-		} else if e != 0 && (host%w.cluster() != 0 || host < w.start<<w.clusterBits || host >= w.end) {
-			// The last table may be one that came after.
-			if (int64(i)+1)*w.cover() <= off {
-				return corrupt("L1 entry %d is %#x in a file of %d", i, e, w.end)
+		if i%l1Part == 0 {
+			b = make([]byte, min(l1Part, len(w.l1)-i)*8)
+			if n, err := w.f.ReadAt(b, w.cluster()+int64(i)*8); n < len(b) {
+				return fmt.Errorf("qcow2: read the L1 table: %w", unexpected(err))
 			}
-			e = 0
 		}
-		w.l1[i] = e
+		var err error
+		if w.l1[i], err = w.keptL1(int64(i), binary.BigEndian.Uint64(b[i%l1Part*8:]), off); err != nil {
+			return err
+		}
 	}
 	w.l1Lo, w.l1Hi = 0, w.l1Entries
 	if off == w.size || off%w.cover() == 0 {
@@ -180,6 +175,22 @@ func (w *writer) dropMaps(off int64) error {
 		t.setEntry(i, 0)
 	}
 	return nil
+}
+
+// keptL1 is what becomes of an L1 entry when the disk from off on is dropped.
+func (w *writer) keptL1(i int64, e uint64, off int64) (uint64, error) {
+	if e == 0 || i*w.cover() >= off {
+		return 0, nil
+	}
+	host := int64(e & offsetMask)
+	if host%w.cluster() == 0 && host >= w.start<<w.clusterBits && host < w.end {
+		return e, nil
+	}
+	// The table that maps the checkpoint itself may have come after it, no other.
+	if (i+1)*w.cover() <= off {
+		return 0, corrupt("L1 entry %d is %#x in a file of %d", i, e, w.end)
+	}
+	return 0, nil
 }
 
 // dropCounts drops what counts clusters behind the checkpoint.

@@ -42,6 +42,9 @@ func TestExam(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h.Format, h.Qemu = qcow2.Format(), "qcow2"
+			if h.Options.ClusterSize <= 64<<10 {
+				h.ExamSize = 3 << 19
+			}
 			formatstest.Run(t, h)
 		})
 	}

@@ -32,7 +32,7 @@ func TestExam(t *testing.T) {
 		"full":      {Options: formats.CreateOptions{Prealloc: "full"}, NewFile: func(t testing.TB) formats.File { return file(t) }, MaxSize: 20 << 20, Dense: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h.Format, h.Headerless = raw.Format(), true
+			h.Format, h.Headerless, h.ExamSize = raw.Format(), true, 3<<19
 			formatstest.Run(t, h)
 		})
 	}

@@ -235,8 +235,10 @@ func TestErrorsOfAParentSurface(t *testing.T) {
 	f := chain()
 	fault := errors.New("the cable was pulled")
 	broken := false
-	o := formats.OpenOptions{Beside: func(name string) (formats.Opened, error) {
+	var beside func(name string) (formats.Opened, error)
+	beside = func(name string) (formats.Opened, error) {
 		opened, err := f.beside(name)
+		opened.Beside = beside
 		opened.ReaderAt = readerFunc(func(p []byte, off int64) (int, error) {
 			if broken {
 				return 0, fault
@@ -244,8 +246,8 @@ func TestErrorsOfAParentSurface(t *testing.T) {
 			return bytes.NewReader(f[name]).ReadAt(p, off)
 		})
 		return opened, err
-	}}
-	img := mustOpen(t, f["top.avhd"], o)
+	}
+	img := mustOpen(t, f["top.avhd"], formats.OpenOptions{Beside: beside})
 	require.Equal(t, sectorOf(1), at(t, img, 0, 512))
 	broken = true
 	_, err := img.ReadAt(make([]byte, 512), 0)

@@ -88,6 +88,7 @@ func replay(ctx context.Context, r blocks.File, h header) (_ blocks.File, n int,
 // from the tail on. What is torn or old is no part of it.
 func (l *log) active(ctx context.Context) ([]entry, error) {
 	valid := make(map[int64]entry)
+	var order []int64
 	for at := int64(0); at < l.sectors; at++ {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
@@ -98,6 +99,7 @@ func (l *log) active(ctx context.Context) ([]entry, error) {
 		}
 		if ok {
 			valid[at] = e
+			order = append(order, at)
 		}
 	}
 	// No two valid entries share a sector, so each has at most one before it and one behind it.
@@ -106,18 +108,18 @@ func (l *log) active(ctx context.Context) ([]entry, error) {
 		return n, ok && n.sequence == e.sequence+1
 	}
 	follows := make(map[int64]bool)
-	for _, e := range valid {
-		if n, ok := behind(e); ok {
+	for _, at := range order {
+		if n, ok := behind(valid[at]); ok {
 			follows[n.at] = true
 		}
 	}
 	var best []entry
-	for at, e := range valid {
+	for _, at := range order {
 		if follows[at] {
 			continue
 		}
-		run := []entry{e}
-		for n, ok := behind(e); ok; n, ok = behind(n) {
+		run := []entry{valid[at]}
+		for n, ok := behind(run[0]); ok; n, ok = behind(n) {
 			run = append(run, n)
 		}
 		head := run[len(run)-1]

@@ -64,8 +64,8 @@ func (b *streamBuilder) begin(version uint32, size int64) {
 func deflate(plain []byte, level int) []byte {
 	var z bytes.Buffer
 	w, _ := zlib.NewWriterLevel(&z, level)
-	w.Write(plain)
-	w.Close()
+	_, _ = w.Write(plain) // into memory: cannot fail
+	_ = w.Close()
 	return z.Bytes()
 }
 

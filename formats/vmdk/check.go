@@ -196,15 +196,15 @@ func (c *checker) copies(ctx context.Context) error {
 	if c.rgd == 0 {
 		return nil
 	}
-	if !c.file.Holds(c.rgd, c.grains.tables()*4) {
+	if !c.file.Holds(c.rgd, c.tables()*4) {
 		c.once("redundant grain directory: at byte %d, the file ends at %d", c.rgd, c.file.Size)
 		return nil
 	}
-	c.mark("redundant grain directory", c.rgd, c.grains.tables()*4)
+	c.mark("redundant grain directory", c.rgd, c.tables()*4)
 	n := c.entries * 4
 	one, two := make([]byte, n), make([]byte, n)
 	var entry [4]byte
-	for i := int64(0); i < c.grains.tables() && !c.rep.Full(); i++ {
+	for i := int64(0); i < c.tables() && !c.rep.Full(); i++ {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}

@@ -426,8 +426,8 @@ func (p packer) pack(buf, block []byte, n int64) formats.Packed {
 	}
 	d.out = *bytes.NewBuffer(buf[:0])
 	d.w.Reset(&d.out)
-	d.w.Write(block) // into memory: cannot fail
-	d.w.Close()
+	_, _ = d.w.Write(block) // into memory: cannot fail
+	_ = d.w.Close()
 	out := d.out.Bytes()
 	d.out = bytes.Buffer{}
 	return formats.Packed{Codec: formats.Deflate, Bytes: out, Sum: inflate.Adler32(block), HasSum: true}

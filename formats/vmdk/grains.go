@@ -105,13 +105,19 @@ func (g *grains) locate(off, n int64) (piece, error) {
 	// Grains that follow one another in the file are one piece.
 	for p.Len < n && i+1 < g.entries {
 		i, no = i+1, no+1
-		next, there, _, err := g.entry(no, at, 1)
-		if err != nil || next != blocks.Here || there != p.Off+p.Len || g.admit(no, there) != nil {
-			break // found again, and told, when it is its turn
+		if !g.follows(no, at, p.Off+p.Len) {
+			break
 		}
 		p.Len += g.grain
 	}
 	return p, nil
+}
+
+// follows says whether grain no is stored at that place. What is wrong with it is told when it is its
+// turn.
+func (g *grains) follows(no, table, place int64) bool {
+	o, at, _, err := g.entry(no, table, 1)
+	return err == nil && o == blocks.Here && at == place && g.admit(no, at) == nil
 }
 
 // tableOf answers where table i is in the file, or 0 and how many tables from i on are not there.

@@ -13,7 +13,7 @@ func TestMonolithicSparse(t *testing.T) {
 		Format:  sparseOnly(),
 		Qemu:    "vmdk",
 		Sizes:   []int64{32 << 20, 32<<20 + 512, 97<<20 - 512},
-		MaxSize: 4 << 40,
+		MaxSize: 1 << 40,
 	})
 }
 

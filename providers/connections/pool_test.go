@@ -3,6 +3,7 @@ package connections_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -235,15 +236,20 @@ func pass(d time.Duration) {
 // platform is a kind of provider that counts.
 type platform struct {
 	opened, closed atomic.Int32
-	takes          time.Duration // a login
+	takes, leaves  time.Duration // a login, a logout
 
-	mu  sync.Mutex
-	err error
+	mu        sync.Mutex
+	err       error
+	unplugged bool // a logout does not come through
+	next      int
+	sessions  map[string]bool // that live
 }
 
 type provider struct {
 	platform *platform
 	server   string
+	memory   providers.Memory
+	session  string
 	once     atomic.Bool
 }
 
@@ -260,7 +266,7 @@ func (c fakeConfig) Validate() error {
 	return nil
 }
 
-func newPlatform() *platform { return &platform{} }
+func newPlatform() *platform { return &platform{sessions: map[string]bool{}} }
 
 func (p *platform) fail(err error) {
 	p.mu.Lock()
@@ -269,7 +275,7 @@ func (p *platform) fail(err error) {
 }
 
 func (p *platform) drivers() providers.Set {
-	return providers.Set{providers.NewDriver("fake", "Fake", fakeConfig{}, func(ctx context.Context, c fakeConfig, _ providers.Env) (providers.Provider, error) {
+	return providers.Set{providers.NewDriver("fake", "Fake", fakeConfig{}, func(ctx context.Context, c fakeConfig, env providers.Env) (providers.Provider, error) {
 		p.opened.Add(1)
 		select {
 		case <-time.After(p.takes):
@@ -281,8 +287,29 @@ func (p *platform) drivers() providers.Set {
 		if p.err != nil {
 			return nil, p.err
 		}
-		return &provider{platform: p, server: c.Server}, nil
+		return p.enter(c.Server, env.Memory)
 	})}
+}
+
+// enter takes up the session in the memory, if it lives, or makes one.
+func (p *platform) enter(server string, m providers.Memory) (*provider, error) {
+	one := &provider{platform: p, server: server, memory: m}
+	if m != nil {
+		kept, err := m.Load()
+		if err != nil {
+			return nil, err
+		}
+		one.session = string(kept)
+	}
+	if !p.sessions[one.session] {
+		p.next++
+		one.session = fmt.Sprint("session-", p.next)
+		p.sessions[one.session] = true
+		if m != nil {
+			return one, m.Save([]byte(one.session))
+		}
+	}
+	return one, nil
 }
 
 func (*provider) Kind() string               { return "fake" }
@@ -293,5 +320,15 @@ func (p *provider) Close() error {
 		panic("closed twice")
 	}
 	p.platform.closed.Add(1)
+	<-time.After(p.platform.leaves)
+	p.platform.mu.Lock()
+	defer p.platform.mu.Unlock()
+	if p.platform.unplugged {
+		return errors.New("the server does not answer")
+	}
+	delete(p.platform.sessions, p.session)
+	if p.memory != nil {
+		return p.memory.Save(nil)
+	}
 	return nil
 }

@@ -20,10 +20,10 @@ import (
 	"hypersdk/providers"
 )
 
-// A program that is killed cannot log out. Its successor takes up the session that it finds in its
-// memory. A session may also have begun while its program was being killed, so that nobody was told of
-// it; it is found by the name under which programs of this memory go at the server, and ended, where
-// the user may do that.
+// A program that is killed cannot log out. The one after it takes up the session that it finds in its
+// memory. A session may also have begun at the server while the answer to the login, or the program,
+// came to an end, so that nobody knows of it. It is found by the name under which the programs of this
+// memory go there, and ended, where the user may do that.
 
 const (
 	userAgent   = "hypersdk"
@@ -35,7 +35,7 @@ type memory struct {
 	providers.Memory // nil: nothing is kept
 	kept             kept
 	saved            bool // the mark is in the Memory
-	left             bool // by a program before this one, which may have been killed
+	left             bool // there may be sessions of which nothing but the mark is known
 }
 
 // kept is what lies in the Memory.
@@ -137,6 +137,9 @@ func (l *login) adopt(ctx context.Context) ([]*http.Cookie, error) {
 	var held []*http.Cookie
 	for _, c := range one.Cookies {
 		held = append(held, &http.Cookie{Name: c.Name, Value: c.Value, Quoted: c.Quoted})
+		if held[len(held)-1].Valid() != nil {
+			return nil, nil
+		}
 	}
 	c := l.newSOAP(&cookies{host: l.server.url.Host, held: held})
 	s, err := session.NewManager(l.bare(c)).UserSession(ctx)
@@ -159,16 +162,15 @@ func answered(err error) bool {
 		return statusReason(status.code) != providers.Throttled && status.code < http.StatusInternalServerError
 	}
 	var fault types.HasFault
-	return soap.IsSoapFault(err) || errors.As(err, &fault)
+	return errors.As(err, &fault)
 }
 
-// endLeft ends, once, the sessions that go by our mark and are not the one of this key. Few users may
-// look at sessions: where that fails, such a session ends when it has been idle for too long.
+// endLeft ends what is left: the sessions that go by our mark, but for the one of this key. Few users
+// may look at sessions; such a session ends when it has been idle for too long.
 func (l *login) endLeft(ctx context.Context, sc *soap.Client, key string) error {
 	if !l.memory.left {
 		return nil
 	}
-	l.memory.left = false
 	ctx, cancel := context.WithTimeout(ctx, tidyTimeout)
 	defer cancel()
 	c := l.bare(sc)
@@ -184,6 +186,7 @@ func (l *login) endLeft(ctx context.Context, sc *soap.Client, key string) error 
 			err = errors.Join(err, failed)
 		}
 	}
+	l.memory.left = err != nil && !answered(err) // what was refused is not tried again
 	return err
 }
 

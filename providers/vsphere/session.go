@@ -206,15 +206,18 @@ func (l *login) logIn(ctx context.Context) ([]*http.Cookie, error) {
 		UserName: l.server.user, Password: l.server.password, Locale: "en_US",
 	})
 	if err != nil {
-		if reason(err) == providers.Auth {
+		switch {
+		case reason(err) == providers.Auth:
 			l.forget()
+		case !answered(err):
+			l.memory.left = true // perhaps it was carried out
 		}
 		return nil, err
 	}
 	held := jar.Cookies(l.server.url)
 	l.keep(res.Returnval, held)
 	if err := l.endLeft(ctx, c, res.Returnval.Key); err != nil {
-		l.log.Info("a session of a program that was killed may stay until it has been idle for too long",
+		l.log.Info("a session that was cut off may stay until it has been idle for too long",
 			"provider", Kind, "op", "login", "error", strip(err))
 	}
 	return held, nil
@@ -241,7 +244,7 @@ func (l *login) keepAlive(every time.Duration) {
 }
 
 // close logs out. It waits a moment for a login in flight, which would leave a session behind else.
-// What was kept of a session that could not be ended stays, for whoever connects next.
+// What is kept stays, for whoever connects next, where a session may be left.
 func (l *login) close() error {
 	l.mu.Lock()
 	if l.closed {
@@ -269,7 +272,7 @@ func (l *login) close() error {
 	if isFault[*types.NotAuthenticated](err) {
 		err = nil
 	}
-	if err == nil {
+	if err == nil && !l.memory.left {
 		l.forget()
 	}
 	return err

@@ -141,6 +141,16 @@ func TestRotation(t *testing.T) {
 	require.ErrorContains(t, err, oldRing.IDs()[0])
 }
 
+func TestAPseudonymNeedsTheKeyAndThePurpose(t *testing.T) {
+	r := ring(t)
+	name := r.Sealer("x").Pseudonym([]byte("a"))
+	require.Regexp(t, "^[0-9a-f]{32}$", name)
+	require.Equal(t, name, r.Sealer("x").Pseudonym([]byte("a")))
+	require.NotEqual(t, name, r.Sealer("x").Pseudonym([]byte("b")))
+	require.NotEqual(t, name, r.Sealer("y").Pseudonym([]byte("a")))
+	require.NotEqual(t, name, ring(t).Sealer("x").Pseudonym([]byte("a")))
+}
+
 func TestAKeyIsNeverPrinted(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "k")
 	require.NoError(t, os.WriteFile(file, []byte("hypersdk-key-1:"+strings.Repeat("QUFB", 10)+"QUE=\n"), 0o600))

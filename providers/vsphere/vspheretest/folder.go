@@ -57,7 +57,7 @@ func (s *Server) serveFolder(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) authorized(r *http.Request) bool {
-	if s.sessions.of(r, false) != nil {
+	if s.sessions.of(r) != nil {
 		return true
 	}
 	user, password, ok := r.BasicAuth()

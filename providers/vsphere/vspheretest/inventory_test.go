@@ -277,6 +277,33 @@ func TestTLS(t *testing.T) {
 	require.Equal(t, http.StatusPartialContent, res.StatusCode)
 }
 
+func TestGeneratedVMs(t *testing.T) {
+	s := vspheretest.Start(t, vspheretest.Options{Clusters: 2, VMs: vspheretest.GeneratedVMs(200)})
+	c := login(t, s)
+	v, err := view.NewManager(c.Client.Client).CreateContainerView(c.ctx, c.ServiceContent.RootFolder, []string{"VirtualMachine"}, true)
+	require.NoError(t, err)
+	var objs []mo.VirtualMachine
+	require.NoError(t, v.Retrieve(c.ctx, []string{"VirtualMachine"}, []string{"name", "runtime", "config.uuid", "config.instanceUuid", "parent"}, &objs))
+	require.Len(t, objs, 200)
+	on, hosts, ids := 0, map[string]int{}, map[string]bool{}
+	for _, o := range objs {
+		if o.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
+			on++
+		}
+		hosts[o.Runtime.Host.Value]++
+		ids[o.Config.Uuid], ids[o.Config.InstanceUuid] = true, true
+	}
+	require.Equal(t, 150, on)
+	require.Len(t, hosts, 6, "on all hosts")
+	require.Len(t, ids, 400, "no two are alike")
+	found, err := find.NewFinder(c.Client.Client).VirtualMachineList(c.ctx, "/DC0/vm/team-7/*")
+	require.NoError(t, err)
+	require.Len(t, found, 20)
+	task, err := c.vm("/DC0/vm/team-7/vm-00007").PowerOn(c.ctx)
+	require.NoError(t, err)
+	require.NoError(t, task.Wait(c.ctx))
+}
+
 func TestServersOfOneProcessDoNotKnowEachOther(t *testing.T) {
 	for _, name := range []string{"a", "b", "c"} {
 		t.Run(name, func(t *testing.T) {

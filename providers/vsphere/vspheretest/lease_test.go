@@ -19,7 +19,6 @@ import (
 	"github.com/vmware/govmomi/nfc"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/ovf"
-	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"hypersdk/providers/vsphere/vspheretest"
@@ -327,13 +326,15 @@ func TestUploadOfAnImportIsStored(t *testing.T) {
 	require.NoError(t, err)
 	info, err := l.Wait(c.ctx, spec.FileItem)
 	require.NoError(t, err)
-	res, err := plain(t).Post(info.Items[0].URL.String(), "", strings.NewReader(strings.Repeat("rubbish ", 100)))
-	require.NoError(t, err)
-	res.Body.Close()
-	require.Equal(t, 500, res.StatusCode)
-	updater := l.StartUpdater(c.ctx, info)
-	require.NoError(t, l.Upload(c.ctx, info.Items[0], bytes.NewReader(stream), soap.Upload{ContentLength: int64(len(stream))}))
-	updater.Done()
+	upload := func(data []byte) int {
+		res, err := plain(t).Post(info.Items[0].URL.String(), "application/x-vnd.vmware-streamVmdk", bytes.NewReader(data))
+		require.NoError(t, err)
+		res.Body.Close()
+		return res.StatusCode
+	}
+	require.Equal(t, 500, upload(bytes.Repeat([]byte("rubbish "), 100)))
+	require.Equal(t, 500, upload(stream[:len(stream)/2]))
+	require.Equal(t, 200, upload(stream))
 	manifest, err := l.GetManifest(c.ctx)
 	require.NoError(t, err)
 	sum := sha1.Sum(stream)

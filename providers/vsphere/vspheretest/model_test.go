@@ -100,6 +100,40 @@ func (w *truth) check(t *testing.T, s *Server, step int) {
 	})
 }
 
+// TestKilledInTheMiddleOfAMerge leaves the files as a kill would, and starts another server on them.
+func TestKilledInTheMiddleOfAMerge(t *testing.T) {
+	o := Options{Dir: t.TempDir(), Hosts: 1, VMs: []VM{{Name: "vm", Disks: []Disk{{Size: 4 * grain}}}}}
+	s := Start(t, o)
+	want := truth{now: make([]byte, 4*grain), snapshots: map[string][]byte{}}
+	write := func(off int, text string) {
+		require.NoError(t, s.GuestWrite("vm", 0, int64(off), []byte(text)))
+		copy(want.now[off:], text)
+	}
+	write(0, "before")
+	m, err := s.machine("vm")
+	require.NoError(t, err)
+	a, b := &snapshot{name: "a"}, &snapshot{name: "b"}
+	require.Nil(t, s.takeSnapshot(m, a))
+	write(3, "between")
+	require.Nil(t, s.takeSnapshot(m, b))
+	want.snapshots[b.ref.Value] = slices.Clone(want.now)
+	write(2*grain, "after")
+
+	require.Nil(t, s.dropSnapshots(m, false, func(x *snapshot) bool { return x == a }))
+	base := m.disks[0].layers[0]
+	require.NoError(t, base.merge(m.disks[0].on(base)[0])) // and here it was killed
+	require.NoError(t, s.Close())
+
+	s = Start(t, o)
+	want.check(t, s, 0)
+	m, err = s.machine("vm")
+	require.NoError(t, err)
+	require.Len(t, m.disks[0].layers, 3)
+	require.Nil(t, s.consolidate(m))
+	require.Len(t, m.disks[0].layers, 2)
+	want.check(t, s, 1)
+}
+
 // TestGuestWritesWhileSnapshotsComeAndGo is for the race detector, and for lost writes.
 func TestGuestWritesWhileSnapshotsComeAndGo(t *testing.T) {
 	const writers, span = 4, 4 * grain

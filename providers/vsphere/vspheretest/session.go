@@ -22,8 +22,9 @@ type sessions struct {
 }
 
 type session struct {
-	key  string
-	used time.Time
+	key   string
+	used  time.Time
+	calls int // under way
 	// Set by the first call in the session.
 	inner     *simulator.Session
 	collector map[types.ManagedObjectReference]*simulator.PropertyCollector // that somebody may wait on
@@ -66,9 +67,8 @@ func (s *sessions) note(ctx *simulator.Context, m *simulator.Method) (mo.Referen
 	return nil, nil
 }
 
-// of is the live session that a request carries, nil for none. With use the session counts as used:
-// calls of the API keep a session alive, downloads do not.
-func (s *sessions) of(r *http.Request, use bool) *session {
+// of is the live session that a request carries, nil for none.
+func (s *sessions) of(r *http.Request) *session {
 	cookie, err := r.Cookie(sessionCookie)
 	if err != nil {
 		return nil
@@ -76,11 +76,19 @@ func (s *sessions) of(r *http.Request, use bool) *session {
 	s.expire()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	one := s.live[cookie.Value]
-	if one != nil && use {
-		one.used = time.Now()
+	return s.live[cookie.Value]
+}
+
+// use keeps a session alive until the function that it returns is called, and makes it idle from then
+// on. Calls of the API do so, downloads do not.
+func (s *sessions) use(one *session) (done func()) {
+	count := func(n int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		one.used, one.calls = time.Now(), one.calls+n
 	}
-	return one
+	count(1)
+	return func() { count(-1) }
 }
 
 // alive says whether a session has not ended.
@@ -97,7 +105,7 @@ func (s *sessions) expire() {
 	if limit <= 0 {
 		return
 	}
-	s.end(func(one *session) bool { return time.Since(one.used) > limit })
+	s.end(func(one *session) bool { return one.calls == 0 && time.Since(one.used) > limit })
 }
 
 // end ends the sessions that which picks.

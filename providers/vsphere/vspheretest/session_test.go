@@ -104,6 +104,13 @@ func TestIdleSessionExpires(t *testing.T) {
 	require.Empty(t, s.Sessions())
 }
 
+func TestWaitingCallKeepsItsSession(t *testing.T) {
+	s := vspheretest.Start(t, vspheretest.Options{SessionTimeout: 200 * time.Millisecond, TaskDelay: time.Second, VMs: []vspheretest.VM{{Name: "web-01"}}})
+	c := login(t, s)
+	c.snapshot(c.vm("web-01"), "a")
+	eventually(t, func() bool { return len(s.Sessions()) == 0 })
+}
+
 func TestWaitingCallEndsWithItsSession(t *testing.T) {
 	s := vspheretest.Start(t, vspheretest.Options{VMs: []vspheretest.VM{{Name: "web-01"}}})
 	c := login(t, s)

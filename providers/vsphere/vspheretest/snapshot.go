@@ -139,8 +139,12 @@ func (s *Server) dropSnapshots(m *machine, consolidate bool, drop func(*snapshot
 	return s.consolidate(m)
 }
 
-// consolidate merges all deltas that nothing needs.
+// consolidate merges all deltas that nothing needs. What is needed is saved before: a run that takes
+// over from one that was killed in the middle must not take a half merged layer for a frozen one.
 func (s *Server) consolidate(m *machine) *types.LocalizedMethodFault {
+	if fail := s.saved(m); fail != nil {
+		return fail
+	}
 	m.mu.Lock()
 	var obsolete []*layer
 	var err error
@@ -291,19 +295,26 @@ func (m *machine) findSnapshot(name string) (*snapshot, error) {
 
 // owner finds the machine of a snapshot by the snapshot's id.
 func (s *Server) owner(ref types.ManagedObjectReference) (*machine, *snapshot) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, m := range s.machines {
-		m.mu.RLock()
-		for _, snap := range m.snapshots {
-			if snap.ref == ref {
-				m.mu.RUnlock()
-				return m, snap
-			}
+	if ref.Type != "VirtualMachineSnapshot" {
+		return nil, nil
+	}
+	for _, m := range s.all() {
+		if snap := m.snapshotOf(ref); snap != nil {
+			return m, snap
 		}
-		m.mu.RUnlock()
 	}
 	return nil, nil
+}
+
+func (m *machine) snapshotOf(ref types.ManagedObjectReference) *snapshot {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, snap := range m.snapshots {
+		if snap.ref == ref {
+			return snap
+		}
+	}
+	return nil
 }
 
 // saved is save, as the end of a task.

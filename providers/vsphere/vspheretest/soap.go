@@ -44,7 +44,7 @@ func (s *Server) serveSDK(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
 		return
 	}
-	c := &call{raw: raw, session: s.sessions.of(r, true)}
+	c := &call{raw: raw, session: s.sessions.of(r)}
 	if err := c.peek(); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -53,6 +53,9 @@ func (s *Server) serveSDK(w http.ResponseWriter, r *http.Request) {
 	if c.session == nil && !anonymous[c.method] {
 		writeFault(w, notAuthenticated(c.this))
 		return
+	}
+	if c.session != nil {
+		defer s.sessions.use(c.session)()
 	}
 	f := s.faults.onCall(c.method, func() []string { return s.names(c.this) })
 	if f == nil {

@@ -61,8 +61,8 @@ func (s *Server) save(m *machine) error {
 	if m.adopted || s.opt.Dir == "" {
 		return nil
 	}
-	m.mu.RLock()
-	defer m.mu.RUnlock()
+	m.mu.Lock() // one at a time
+	defer m.mu.Unlock()
 	state := vmState{ID: m.ref.Value, Spec: m.spec, Base: m.base, Power: m.power, LastSnap: m.lastSnap}
 	if m.current != nil {
 		state.Current = m.current.ref.Value
