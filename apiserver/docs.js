@@ -57,7 +57,7 @@ function exampleOf(media) {
 function curl(method, path, op) {
   const parts = ["curl -sS"];
   if (method !== "get") parts.push(`-X ${method.toUpperCase()}`);
-  parts.push(`${location.origin}${path.replace(/\{(\w+)\}/g, "$1".toUpperCase())}`);
+  parts.push(`${location.origin}${path.replace(/\{(\w+)\}/g, (_, name) => name.toUpperCase())}`);
   const body = exampleOf(op.requestBody && op.requestBody.content["application/json"]);
   if (body !== undefined) parts.push("-H 'Content-Type: application/json'", `-d '${JSON.stringify(body)}'`);
   return parts.join(" ");
@@ -95,7 +95,7 @@ function operation(path, method, op) {
   });
   return el("section", { className: "operation", id: op.operationId },
     el("h3", {}, el("span", { className: `method ${method}`, textContent: method.toUpperCase() }), el("code", { textContent: path })),
-    el("div", { textContent: op.summary }), op.description ? el("p", { textContent: op.description }) : null,
+    el("div", { textContent: op.summary }), op.description ? el("p", { textContent: op.description.replaceAll("`", "") }) : null,
     params.length ? el("div", {}, el("h4", { textContent: "Parameters" }), table(params, ["name", "type", ""])) : null,
     body ? el("div", {}, el("h4", { textContent: "Body" }), fields("Fields", body.schema, true)) : null,
     path === "/ws" ? null : el("div", {}, el("h4", { textContent: "Example" }), el("pre", { textContent: curl(method, path, op) })),

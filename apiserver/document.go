@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -14,6 +15,7 @@ import (
 func documentSubmit(h huma.API) {
 	doc := h.OpenAPI()
 	op := doc.Paths["/jobs/submit"].Post
+	op.Description += " Accepted and ignored, because older clients send them: " + strings.Join(ignoredNames(), ", ") + "."
 	reg := doc.Components.Schemas
 	one := reg.Schema(reflect.TypeFor[api.Submission](), true, "Submission")
 
@@ -42,9 +44,12 @@ func documentSubmit(h huma.API) {
 		}},
 		"application/yaml": {Schema: body, Example: "jobs:\n  - vm_path: /datacenter/vm/web-01\n    output_path: /exports\n    format: qcow2\n"},
 	}}
-	rejected := *op.Responses["200"]
-	rejected.Description = "No job was accepted; the answer is that of a success with `error` set"
-	op.Responses["422"] = &rejected
+	op.Responses["422"] = &huma.Response{
+		Description: "No job was accepted; the answer is that of a success with `error` set",
+		Content: map[string]*huma.MediaType{"application/json": {
+			Schema: op.Responses["200"].Content["application/json"].Schema, Example: exampleRejection(),
+		}},
+	}
 	op.Responses["200"].Description = "At least one job was accepted"
 }
 

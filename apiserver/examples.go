@@ -112,6 +112,14 @@ func exampleAnswers() map[string]any {
 	}
 }
 
+func exampleRejection() api.Submitted {
+	return api.Submitted{
+		JobIDs: []string{}, Rejected: 1, Errors: []string{"job 0: vm_path is required"},
+		Faults: []api.Fault{{Job: 0, Field: "vm_path", Message: "is required"}},
+		Error:  "no job was accepted: job 0: vm_path is required", Timestamp: job.Time{Time: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)},
+	}
+}
+
 var exampleErrors = map[string]string{
 	"400": "the request is not valid: body cannot be read: unexpected end of JSON input",
 	"403": "vsphere: connect vcenter.example.org: the user name or the password is wrong",

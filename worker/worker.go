@@ -14,7 +14,6 @@ import (
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/worker"
-	"go.temporal.io/sdk/workflow"
 
 	"hypersdk/activities"
 	"hypersdk/workflows"
@@ -83,7 +82,7 @@ func New(cfg Config, c client.Client, deps Deps) (*Worker, error) {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
 	common := worker.New(c, workflows.Queue, opt)
-	Register(common)
+	workflows.Register(common)
 	control, data := &activities.Control{Site: site}, &activities.Data{Site: site}
 	register(common, control, nil)
 	host := worker.New(c, workflows.HostQueue(cfg.Host), own)
@@ -92,13 +91,6 @@ func New(cfg Config, c client.Client, deps Deps) (*Worker, error) {
 	finder.RegisterActivityWithOptions(control.Place, activity.RegisterOptions{Name: activities.PlaceActivity})
 	w.parts = []worker.Worker{common, host, finder}
 	return w, nil
-}
-
-// Register registers the workflows under their names, also for a replay.
-func Register(r worker.WorkflowRegistry) {
-	r.RegisterWorkflowWithOptions(workflows.Export, workflow.RegisterOptions{Name: workflows.ExportWorkflow})
-	r.RegisterWorkflowWithOptions(workflows.Admission, workflow.RegisterOptions{Name: workflows.AdmissionWorkflow})
-	r.RegisterWorkflowWithOptions(workflows.Log, workflow.RegisterOptions{Name: workflows.LogWorkflow})
 }
 
 func register(r worker.ActivityRegistry, c *activities.Control, d *activities.Data) {

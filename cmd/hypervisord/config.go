@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"hypersdk/formats/all"
 	"hypersdk/providers"
@@ -46,6 +47,8 @@ type Config struct {
 	EnableCBT       bool
 	MaxJobs         int
 	HostJobs        int
+	HostAway        time.Duration
+	SpacePace       time.Duration
 
 	TemporalAddress   string
 	TemporalNamespace string
@@ -64,6 +67,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		DaemonAddr: "127.0.0.1:8080", DataDir: defaultDataDir(), DefaultFormat: "qcow2", MaxJobs: 4, HostJobs: 4,
+		HostAway: 10 * time.Minute, SpacePace: time.Minute,
 		TemporalNamespace: "default", FrontendAddr: "127.0.0.1:7233", UIAddr: "127.0.0.1:8233",
 		LogLevel: slog.LevelInfo, LogFormat: "auto", origin: map[string]string{},
 	}
@@ -125,6 +129,11 @@ func (c Config) Validate() error {
 	} {
 		if n.is < n.least || n.is > n.most {
 			say(key, "is %d; it must be %d to %d", n.is, n.least, n.most)
+		}
+	}
+	for key, d := range map[string]time.Duration{"HostAway": c.HostAway, "SpacePace": c.SpacePace} {
+		if d < time.Second || d > 24*time.Hour {
+			say(key, "is %s; it must be 1s to 24h", d)
 		}
 	}
 	for key, paths := range map[string][]string{"DataDir": {c.DataDir}, "OutputRoots": c.OutputRoots} {

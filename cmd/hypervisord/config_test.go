@@ -17,7 +17,7 @@ import (
 const password = "Sup3r-Secret"
 
 func TestEveryKeyInEverySpelling(t *testing.T) {
-	values := map[string]string{"bool": "true", "int": "7", "level": "debug", "string": "/a/b", "stringSlice": "/a"}
+	values := map[string]string{"bool": "true", "int": "7", "level": "debug", "string": "/a/b", "stringSlice": "/a", "duration": "7s"}
 	def := Default()
 	for _, s := range settings(&def) {
 		snake := strings.ReplaceAll(s.flag, "-", "_")
@@ -131,6 +131,9 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 		"an unknown format":        {file: "DefaultFormat: docx", want: []string{"DefaultFormat", "qcow2"}},
 		"too many workers":         {args: []string{"--download-workers=65"}, want: []string{"DownloadWorkers", "0 to 64"}},
 		"no job at all":            {args: []string{"--max-jobs=0"}, want: []string{"MaxJobs", "1 to 10000"}},
+		"a number for a duration":  {file: "HostAway: 600", want: []string{"line 1", "HostAway must be a duration such as 90s or 10m"}},
+		"no time at all":           {args: []string{"--host-away=0s"}, want: []string{"HostAway", "1s to 24h"}},
+		"a pace that never comes":  {args: []string{"--space-pace=48h"}, want: []string{"SpacePace", "1s to 24h"}},
 		"an unknown log format":    {file: "LogFormat: xml", want: []string{"LogFormat", "auto, text or json"}},
 		"no URL":                   {file: "TemporalUI: temporal", want: []string{"TemporalUI", "URL"}},
 	} {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 )
@@ -32,6 +33,9 @@ func settings(c *Config) []setting {
 	}
 	number := func(p *int) pflag.Value { return value(func(fs *pflag.FlagSet) { fs.IntVar(p, "", *p, "") }) }
 	boolean := func(p *bool) pflag.Value { return value(func(fs *pflag.FlagSet) { fs.BoolVar(p, "", *p, "") }) }
+	duration := func(p *time.Duration) pflag.Value {
+		return value(func(fs *pflag.FlagSet) { fs.DurationVar(p, "", *p, "") })
+	}
 
 	return []setting{
 		{"VCenterURL", "vcenter-url", []string{"GOVC_URL"}, false, str(&c.VCenterURL),
@@ -58,6 +62,8 @@ func settings(c *Config) []setting {
 		{"EnableCBT", "enable-cbt", nil, false, boolean(&c.EnableCBT), "let incremental jobs turn on changed block tracking; this version copies in full and leaves it alone"},
 		{"MaxJobs", "max-jobs", nil, false, number(&c.MaxJobs), "jobs that run at once, on all hosts together"},
 		{"HostJobs", "host-jobs", nil, false, number(&c.HostJobs), "jobs that this host takes at once"},
+		{"HostAway", "host-away", nil, false, duration(&c.HostAway), "how long a host may be silent before its jobs begin anew on another; the same for all hosts"},
+		{"SpacePace", "space-pace", nil, false, duration(&c.SpacePace), "how often a job that waits for room on its target looks again"},
 
 		{"TemporalAddress", "temporal-address", []string{"TEMPORAL_ADDRESS"}, false, str(&c.TemporalAddress),
 			"host:port of a Temporal cluster to join instead of the embedded server; the other TEMPORAL_* variables (TLS, API key, …) apply too"},
@@ -100,6 +106,8 @@ func (s setting) kind() string {
 		return "a whole number"
 	case "stringSlice":
 		return "a list of texts"
+	case "duration":
+		return "a duration such as 90s or 10m"
 	case "level":
 		return "debug, info, warn or error"
 	}

@@ -215,6 +215,7 @@ func (d *daemon) startWorker(context.Context) error {
 	c := worker.DefaultConfig()
 	c.Data, c.Version, c.Roots, c.Format = d.cfg.DataDir, programVersion(), d.cfg.OutputRoots, d.cfg.DefaultFormat
 	c.Workers, c.Places, c.Limit = d.cfg.DownloadWorkers, d.cfg.HostJobs, d.cfg.MaxJobs
+	c.HostAway, c.Paces.Exhausted = d.cfg.HostAway, d.cfg.SpacePace
 	c.Namespace, c.StopTimeout = d.namespace, workerTimeout
 	c.Name, _ = os.Hostname() // for people; its id is something else
 	if d.cfg.joins() && !d.cfg.given("MaxJobs") {

@@ -70,7 +70,7 @@ func (m *Image) Bitmaps() ([]Bitmap, error) {
 	for i := range x.count {
 		b, n, err := m.parseBitmap(dir)
 		if err != nil {
-			return nil, fmt.Errorf("qcow2: bitmap %d: %w", i, err)
+			return nil, fmt.Errorf("bitmap %d: %w", i, err)
 		}
 		dir = dir[n:]
 		all = append(all, b)

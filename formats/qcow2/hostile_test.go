@@ -123,6 +123,48 @@ func TestLies(t *testing.T) {
 	}
 }
 
+func testdata(t testing.TB, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("testdata", name))
+	require.NoError(t, err)
+	return b
+}
+
+func TestLiesOfSnapshotsAndBitmaps(t *testing.T) {
+	snapshots, bitmaps := testdata(t, "snapshots.qcow2"), testdata(t, "bitmaps.qcow2")
+	require.NoError(t, readWhole(t.Context(), snapshots))
+	require.NoError(t, readWhole(t.Context(), bitmaps))
+	table := int64(binary.BigEndian.Uint64(snapshots[64:]))
+	ext := int64(bytes.Index(bitmaps, []byte{0x23, 0x85, 0x28, 0x75}))
+	dir := int64(binary.BigEndian.Uint64(bitmaps[ext+8+16:]))
+	for says, file := range map[string][]byte{
+		"L1 table of a snapshot of 16 bytes at 7": with(snapshots, u64(table, 7)),
+		"disk of 65536 bytes, L1 table at 922337": with(snapshots, u64(table, 1<<63-1)),
+		"L1 table of a snapshot of 34359738360":   with(snapshots, u32(table+8, 0xffffffff)),
+		"the L1 table has 0 entries":              with(snapshots, u32(table+8, 0)),
+		"1025 bytes of extra data":                with(snapshots, u32(table+36, 1025)),
+		"disk of 4611686018427387905 bytes":       with(snapshots, u64(table+48, 1<<62+1)),
+		"the table ends early":                    with(snapshots, u32(60, 65536), u64(64, uint64(len(snapshots)-len(snapshots)%512))),
+		"snapshot table at 1099511627776":         with(snapshots, u64(64, 1<<40)),
+		"directory of 65536 bitmaps":              with(bitmaps, u32(ext+8, 65536)),
+		"bitmap directory of":                     with(bitmaps, u64(ext+8+16, uint64(dir+8))),
+		"the directory ends early":                with(bitmaps, u32(ext+8, 100)),
+		"a table of 0 entries":                    with(bitmaps, u32(dir+8, 0)),
+		"bitmap table of 34359738360 bytes":       with(bitmaps, u32(dir+8, 0xffffffff)),
+		"bitmap table of 8 bytes at 515":          with(bitmaps, u64(dir, 512+3)),
+		"granularity 2^32":                        with(bitmaps, field{dir + 17, 32, 1}),
+	} {
+		t.Run(says, func(t *testing.T) {
+			err := readWhole(t.Context(), file)
+			require.ErrorIs(t, err, formats.ErrCorrupt)
+			require.ErrorContains(t, err, says)
+		})
+	}
+	err := readWhole(t.Context(), with(bitmaps, field{dir + 16, 2, 1}))
+	require.ErrorIs(t, err, formats.ErrFormat)
+	require.ErrorContains(t, err, "bitmap type 2")
+}
+
 // readWhole opens an image, maps it, and reads some of each extent.
 func readWhole(ctx context.Context, file []byte) error {
 	img, err := qcow2.Open(ctx, bytes.NewReader(file), int64(len(file)), formats.OpenOptions{})
@@ -191,10 +233,8 @@ func TestEndlessDisks(t *testing.T) {
 // FuzzImage changes numbers of good images, and reads them in every way.
 func FuzzImage(f *testing.F) {
 	seeds := [][]byte{small(f, formats.CreateOptions{}), small(f, formats.CreateOptions{Compression: "zlib"}), small(f, formats.CreateOptions{Compression: "zstd"})}
-	for _, path := range []string{"testdata/snapshots.qcow2", "testdata/extended.qcow2", "testdata/bitmaps.qcow2"} {
-		b, err := os.ReadFile(path)
-		require.NoError(f, err)
-		seeds = append(seeds, b)
+	for _, name := range []string{"snapshots.qcow2", "extended.qcow2", "bitmaps.qcow2"} {
+		seeds = append(seeds, testdata(f, name))
 	}
 	for i := range seeds {
 		f.Add(uint8(i), []byte{})

@@ -72,7 +72,7 @@ func (m *Image) eachSnapshot() iter.Seq2[Snapshot, error] {
 		for i := range m.snapshots {
 			s, n, err := m.readSnapshot(r)
 			if err != nil {
-				yield(Snapshot{}, fmt.Errorf("qcow2: snapshot %d: %w", i, err))
+				yield(Snapshot{}, fmt.Errorf("snapshot %d: %w", i, err))
 				return
 			}
 			at += n

@@ -51,7 +51,7 @@ func TestTheRefcountTableFitsAnywhere(t *testing.T) {
 // A table that is longer than a region of refcounts is possible with the smallest clusters only.
 func TestALongRefcountTable(t *testing.T) {
 	f := formatstest.NewMemFile()
-	const size = 4 << 30
+	const size = 2304 << 20
 	w := create(t, f, size, formats.CreateOptions{ClusterSize: 512, Prealloc: "metadata"}, formats.Checkpoint{})
 	_, err := w.WriteAt([]byte(strings.Repeat("end.", 128)), size-512)
 	require.NoError(t, err)
@@ -230,4 +230,23 @@ func TestAnOverlayAndItsBaseAreTheDisk(t *testing.T) {
 	_, err = img.ReadAt(got, 0)
 	require.NoError(t, err)
 	require.True(t, bytes.Equal(want, got))
+
+	// Packed clusters come from both files.
+	var ofTop, ofBase int
+	for off := int64(0); off < size; off += 64 << 10 {
+		pk, n, err := img.ReadPacked(t.Context(), off, nil)
+		require.NoError(t, err)
+		if n == 0 {
+			continue
+		}
+		require.EqualValues(t, 64<<10, n)
+		require.Equal(t, want[off:off+n], formatstest.Unpack(t, pk, n))
+		if formatstest.Map(t, delta, off, n)[0].Kind == formats.Absent {
+			ofBase++
+		} else {
+			ofTop++
+		}
+	}
+	require.Positive(t, ofTop)
+	require.Positive(t, ofBase)
 }

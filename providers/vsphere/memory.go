@@ -28,6 +28,9 @@ import (
 const (
 	userAgent   = "hypersdk"
 	tidyTimeout = 5 * time.Second
+	// maxTries is how often it may stay unknown whether a session lives, although the server answers
+	// other questions: a cookie that some proxy stumbles over must not be in the way for ever.
+	maxTries = 5
 )
 
 // memory is what a login keeps for the program that comes after it.
@@ -52,6 +55,7 @@ type keptSession struct {
 	Key     string       `json:"key"`
 	User    string       `json:"user"` // as the server calls it
 	Cookies []keptCookie `json:"cookies"`
+	Tries   int          `json:"tries,omitempty"` // to find out whether it lives, in vain
 }
 
 type keptCookie struct {
@@ -143,11 +147,19 @@ func (l *login) adopt(ctx context.Context) ([]*http.Cookie, error) {
 	}
 	c := l.newSOAP(&cookies{host: l.server.url.Host, held: held})
 	s, err := session.NewManager(l.bare(c)).UserSession(ctx)
-	if err != nil && !answered(err) {
+	if err != nil && !answered(err) && one.Tries < maxTries {
+		if ctx.Err() == nil {
+			one.Tries++
+			l.save()
+		}
 		return nil, err
 	}
 	if s == nil || s.Key != one.Key || s.UserName != one.User {
 		return nil, nil
+	}
+	if one.Tries > 0 {
+		one.Tries = 0
+		l.save()
 	}
 	l.log.Info("took up the session of a program that was killed", "provider", Kind, "op", "login")
 	// Beside it there is another one only if two programs were killed one after the other.

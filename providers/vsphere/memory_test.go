@@ -318,6 +318,32 @@ func TestWhileItIsNotKnownWhetherASessionLivesNoneIsMade(t *testing.T) {
 	}
 }
 
+func TestACookieIsNotInTheWayForEver(t *testing.T) {
+	s := vspheretest.Start(t, vspheretest.Options{})
+	m := &memory{}
+	run(t, s, m).kill()
+	stumbles := func(times int) {
+		t.Helper()
+		in := inject(t, s, vspheretest.Fault{Call: "RetrievePropertiesEx", Status: http.StatusServiceUnavailable})
+		defer in.Remove()
+		for range times {
+			_, err := tryRun(t, s, m)
+			require.ErrorIs(t, err, providers.Throttled)
+		}
+		require.Equal(t, times, in.Struck())
+	}
+	stumbles(4)
+	run(t, s, m).kill()
+	stumbles(5)
+	require.Equal(t, 1, s.Calls()["Login"])
+
+	inject(t, s, vspheretest.Fault{Call: "RetrievePropertiesEx", Status: http.StatusServiceUnavailable, Times: 1})
+	p := run(t, s, m)
+	require.Equal(t, 2, s.Calls()["Login"])
+	require.Len(t, s.Sessions(), 1, "the old one is ended by its mark")
+	p.ends(m)
+}
+
 func TestASessionThatTheServerDoesNotSpeakOfIsReplaced(t *testing.T) {
 	for name, f := range map[string]vspheretest.Fault{
 		"forbidden": {Status: http.StatusForbidden},

@@ -6,7 +6,6 @@ import (
 	"io"
 	"log"
 	"net/http"
-	"os"
 	"testing"
 	"time"
 
@@ -173,9 +172,4 @@ func waitTask(c *client, ref types.ManagedObjectReference) error {
 
 func (c *client) PropertyCollector() *property.Collector {
 	return property.DefaultCollector(c.Client.Client)
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }

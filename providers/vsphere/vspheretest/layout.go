@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/vmware/govmomi/simulator"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -206,12 +205,4 @@ func (m *machine) fragmented() bool {
 		}
 	}
 	return false
-}
-
-// entity is the name of an object of the inventory, "" for others.
-func (s *Server) entity(ref types.ManagedObjectReference) string {
-	if e, ok := s.reg.Get(ref).(mo.Entity); ok {
-		return e.Entity().Name
-	}
-	return ""
 }

@@ -1,0 +1,20 @@
+package workflows
+
+import (
+	"go.temporal.io/sdk/workflow"
+)
+
+// Registry is what workflows are registered with: a worker, or a replay.
+type Registry interface {
+	RegisterWorkflowWithOptions(w any, options workflow.RegisterOptions)
+}
+
+// Names lists the names of all workflows.
+func Names() []string { return []string{ExportWorkflow, AdmissionWorkflow, LogWorkflow} }
+
+// Register registers all workflows under their names.
+func Register(r Registry) {
+	r.RegisterWorkflowWithOptions(Export, workflow.RegisterOptions{Name: ExportWorkflow})
+	r.RegisterWorkflowWithOptions(Admission, workflow.RegisterOptions{Name: AdmissionWorkflow})
+	r.RegisterWorkflowWithOptions(Log, workflow.RegisterOptions{Name: LogWorkflow})
+}
