@@ -29,6 +29,12 @@ func (r *ruler) ask(context.Context, string) (job.Limits, error) {
 	return r.l, r.err
 }
 
+func (r *ruler) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.asked
+}
+
 func (r *ruler) set(l job.Limits, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -133,7 +139,7 @@ func TestPolling(t *testing.T) {
 		b, leaveB := ts.join("job-1", r.l)
 		require.Same(t, a, b)
 		time.Sleep(10*time.Second + time.Millisecond)
-		require.Equal(t, 11, r.asked)
+		require.Equal(t, 11, r.count())
 		r.set(job.Limits{}, errors.New("no answer"))
 		time.Sleep(10 * time.Second)
 		a.mu.Lock()
@@ -141,10 +147,10 @@ func TestPolling(t *testing.T) {
 		a.mu.Unlock()
 		leaveA()
 		time.Sleep(time.Second)
-		asked := r.asked
+		asked := r.count()
 		leaveB()
 		time.Sleep(time.Minute)
-		require.Equal(t, asked, r.asked)
+		require.Equal(t, asked, r.count())
 		require.Empty(t, ts.jobs)
 	})
 }

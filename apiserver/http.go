@@ -22,22 +22,29 @@ import (
 
 const (
 	headerTimeout = 10 * time.Second
-	readTimeout   = time.Minute
-	writeTimeout  = 3 * time.Minute // longer than callTimeout: a large inventory is listed within it
 	idleTimeout   = 2 * time.Minute
 	maxHeader     = 64 << 10
 	drainTimeout  = 5 * time.Second
 )
 
+// patience is what a server has with slow callers.
+type patience struct {
+	read  time.Duration // of a request
+	write time.Duration // of an answer; longer than callTimeout, so that a large inventory is listed within it
+}
+
+func defaultPatience() patience { return patience{read: time.Minute, write: 3 * time.Minute} }
+
 // Serve answers on l until ctx ends; then it lets running requests finish, for a few seconds, and
 // returns nil.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
-		Handler: s, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
+		Handler: s, ReadHeaderTimeout: headerTimeout, ReadTimeout: s.patience.read, WriteTimeout: s.patience.write,
 		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
-	srv.RegisterOnShutdown(s.Close)
+	defer s.Close()
+	srv.RegisterOnShutdown(s.Close) // what would never end by itself must not hold the rest up
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(l) }()
 	select {
@@ -84,7 +91,8 @@ func (s *Server) boundary(next http.Handler) http.Handler {
 			}
 			s.logRequest(r, rec, req, time.Since(start))
 		}()
-		next.ServeHTTP(rec, r.WithContext(context.WithValue(r.Context(), requestKey{}, req)))
+		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, req))
+		next.ServeHTTP(rec, r)
 	})
 }
 

@@ -15,8 +15,7 @@ import (
 // while there are none.
 type hub struct {
 	s      *Server
-	closed chan struct{}
-	ctx    context.Context // of its polling and its sockets; ends with close
+	ctx    context.Context // of all that goes on for long: polling, sockets, followed logs; ends with close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
@@ -26,19 +25,14 @@ type hub struct {
 }
 
 func newHub(s *Server) *hub {
-	h := &hub{s: s, closed: make(chan struct{}), sockets: map[*socket]struct{}{}}
+	h := &hub{s: s, sockets: map[*socket]struct{}{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h
 }
 
 func (h *hub) close() {
-	h.mu.Lock()
-	select {
-	case <-h.closed:
-	default:
-		close(h.closed)
-		h.cancel()
-	}
+	h.mu.Lock() // nobody joins in between
+	h.cancel()
 	h.mu.Unlock()
 	h.wg.Wait()
 }

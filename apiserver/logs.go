@@ -105,13 +105,14 @@ func (l *logStream) follow(ctx context.Context, w http.ResponseWriter) error {
 	out := http.NewResponseController(w)
 	for ended := l.job.Status.Ended(); ; {
 		page, err := l.page(ctx)
-		switch {
-		case err != nil:
+		if err != nil {
 			return fmt.Errorf("follow log: %w", err)
+		}
+		if err := out.SetWriteDeadline(time.Now().Add(l.s.patience.write)); err != nil {
+			return err
+		}
+		switch {
 		case len(page) > 0:
-			if err := out.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-				return err
-			}
 			if _, err := w.Write(l.render(page)); err != nil {
 				return fmt.Errorf("follow log: the caller has gone: %w", err)
 			}
@@ -125,7 +126,7 @@ func (l *logStream) follow(ctx context.Context, w http.ResponseWriter) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-l.s.hub.closed:
+		case <-l.s.hub.ctx.Done():
 			return nil
 		case <-time.After(l.s.cfg.PollInterval):
 		}

@@ -77,7 +77,7 @@ func OpenAPI() ([]byte, error) {
 func operation(method, path, id, tag, summary, description string, errors ...int) huma.Operation {
 	return huma.Operation{
 		Method: method, Path: path, OperationID: id, Tags: []string{tag}, Summary: summary,
-		Description: description, Errors: errors, MaxBodyBytes: maxBody + 1, BodyReadTimeout: readTimeout,
+		Description: description, Errors: errors, MaxBodyBytes: maxBody + 1, BodyReadTimeout: defaultPatience().read,
 	}
 }
 

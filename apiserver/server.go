@@ -44,6 +44,7 @@ type Server struct {
 	log       *slog.Logger
 	caps      job.Caps
 	begun     time.Time
+	patience  patience
 	origins   *http.CrossOriginProtection
 	queries   *queries
 	recent    *recent
@@ -58,7 +59,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, deps: deps, temporal: deps.Temporal, converter: deps.Converter, failures: deps.Failures,
-		log: deps.Log, begun: time.Now(), recent: &recent{},
+		log: deps.Log, begun: time.Now(), patience: defaultPatience(), recent: &recent{},
 		caps: job.Caps{Formats: deps.Formats, Transports: transports(deps.Providers), Features: deps.Features},
 	}
 	s.cfg.Namespace = cmp.Or(cfg.Namespace, "default")

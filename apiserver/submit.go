@@ -1,11 +1,13 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	enumspb "go.temporal.io/api/enums/v1"
@@ -46,6 +48,7 @@ func (s *Server) submit(ctx context.Context, in *submitInput) (*submitOutput, er
 	if err != nil {
 		return nil, fail(ctx, err)
 	}
+	request := digest(jobs) // before anything is filled in that another build would fill in otherwise
 	var good []int
 	for i := range jobs {
 		s.check(&jobs[i])
@@ -53,9 +56,9 @@ func (s *Server) submit(ctx context.Context, in *submitInput) (*submitOutput, er
 			good = append(good, i)
 		}
 	}
-	b := batch{s: s, jobs: jobs, digest: digest(jobs), ids: make([]string, len(jobs)), errs: make([]error, len(jobs))}
+	b := batch{s: s, jobs: jobs, digest: request, ids: make([]string, len(jobs)), errs: make([]error, len(jobs))}
 	for n, i := range good {
-		b.ids[i], b.errs[i] = jobID(in.Key, n), errLate
+		b.ids[i], b.errs[i] = jobID(in.Key, n), errLate()
 	}
 	if in.Key != "" && len(good) > 0 {
 		if err := b.repeated(ctx, b.ids[good[0]]); err != nil {
@@ -68,21 +71,20 @@ func (s *Server) submit(ctx context.Context, in *submitInput) (*submitOutput, er
 
 // check finds what is wrong with a job, beyond what its decoding found.
 func (s *Server) check(j *submitted) {
-	if j.Format == "" {
-		j.Format = s.cfg.DefaultFormat
-	}
-	for _, f := range j.Validate(s.caps) {
-		if !j.knows(f.Field) {
-			j.faults = append(j.faults, f)
-		}
-	}
-	j.faults = append(j.faults, checkConnection(j.Connection, j.VCenter != nil)...)
+	j.Format = cmp.Or(strings.ToLower(j.Format), s.cfg.DefaultFormat)
+	found := append(j.Validate(s.caps), checkConnection(j.Connection, j.VCenter != nil)...)
 	switch {
 	case j.VCenter == nil:
 	case !s.deps.CanStoreCredentials:
-		j.fault("vcenter", "cannot be used here, because the workers do not share the credentials of this server; name a configured connection in the field connection instead")
+		found = append(found, job.FieldError{Field: "vcenter", Message: "cannot be used here, because the workers do not share the " +
+			"credentials of this server; name a configured connection in the field connection instead"})
 	default:
-		j.faults = append(j.faults, missing(j.VCenter, "vcenter.")...)
+		found = append(found, missing(j.VCenter, "vcenter.")...)
+	}
+	for _, f := range found {
+		if !j.knows(f.Field) {
+			j.faults = append(j.faults, f)
+		}
 	}
 }
 
@@ -106,7 +108,9 @@ type batch struct {
 }
 
 // errLate stands for a job whose start was not even begun.
-var errLate = newError(http.StatusGatewayTimeout, "there was no time left to start it; try again in a moment")
+func errLate() error {
+	return newError(http.StatusGatewayTimeout, "there was no time left to start it; try again in a moment")
+}
 
 // start stores the credentials of a job and starts its workflow. With a key, a job that was started by
 // an earlier request is as good.

@@ -188,6 +188,12 @@ type Format struct {
 	// Encode writes a disk front to back into w. Its writer takes blocks in ascending order and has
 	// no checkpoints.
 	Encode func(ctx context.Context, w io.Writer, size int64, o CreateOptions) (Writer, error)
+	// Info says how the disk stored in r is stored. Nothing beside it is opened.
+	Info func(ctx context.Context, r io.ReaderAt, size int64, o OpenOptions) (Info, error)
+	// Check reads all that describes the disk stored in r, and none of its data, and reports where it
+	// contradicts itself. The error is for what keeps it from looking. Extents are opened beside it,
+	// parents are not.
+	Check func(ctx context.Context, r io.ReaderAt, size int64, o OpenOptions) (Report, error)
 }
 
 // OpenOptions say how a stored disk is read. The zero value reads one self-contained file.

@@ -35,23 +35,13 @@ type Worker struct {
 // steps never wait for long ones.
 const steps = 1000
 
-// New makes a worker; c must be valid, and is not closed by it.
+// New makes a worker. The client stays the caller's to close, after Stop.
 func New(cfg Config, c client.Client, deps Deps) (*Worker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
-	if cfg.Host == "" {
-		id, err := hostID(cfg.Data)
-		if err != nil {
-			return nil, fmt.Errorf("worker: host id: %w", err)
-		}
-		cfg.Host = id
-	}
-	if cfg.Name == "" {
-		cfg.Name = cfg.Host
-		if name, err := os.Hostname(); err == nil {
-			cfg.Name = name
-		}
+	if err := cfg.identify(); err != nil {
+		return nil, fmt.Errorf("worker: host id: %w", err)
 	}
 	e := &engine{client: c, limit: cfg.Limit, namespace: cfg.Namespace}
 	site, err := activities.New(cfg.Config, activities.Deps{
@@ -61,10 +51,29 @@ func New(cfg Config, c client.Client, deps Deps) (*Worker, error) {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
 	w := &Worker{cfg: cfg, log: deps.Log, site: site, engine: e}
-	opt := worker.Options{
-		Identity: cfg.Host, WorkerStopTimeout: cfg.StopTimeout, MaxHeartbeatThrottleInterval: time.Second,
-		// Copies may leave little of the processor for a moment; workflows do no more than a few
-		// microseconds of work.
+	return w, w.assemble(c, deps)
+}
+
+// identify fills in who the host is.
+func (c *Config) identify() (err error) {
+	if c.Host == "" {
+		if c.Host, err = hostID(c.Data); err != nil {
+			return err
+		}
+	}
+	if c.Name == "" {
+		if c.Name, err = os.Hostname(); err != nil {
+			c.Name = c.Host
+		}
+	}
+	return nil
+}
+
+// assemble makes the three workers of the SDK that this one is made of.
+func (w *Worker) assemble(c client.Client, deps Deps) error {
+	common := worker.Options{
+		Identity: w.cfg.Host, WorkerStopTimeout: w.cfg.StopTimeout, MaxHeartbeatThrottleInterval: time.Second,
+		// Copies may leave little of the processor for a moment; that is no deadlock.
 		DeadlockDetectionTimeout: 10 * time.Second,
 		OnFatalError: func(err error) {
 			if deps.OnFatal != nil {
@@ -74,23 +83,23 @@ func New(cfg Config, c client.Client, deps Deps) (*Worker, error) {
 			deps.Log.Error("the worker cannot go on", "error", err)
 		},
 	}
-	own := opt
+	own, finding := common, common
 	own.DisableWorkflowWorker, own.MaxConcurrentActivityExecutionSize = true, steps
-	place := opt
-	place.DisableWorkflowWorker, place.MaxConcurrentActivityTaskPollers = true, 1
-	if place.Tuner, err = placeTuner(site.Places()); err != nil {
-		return nil, fmt.Errorf("worker: %w", err)
+	finding.DisableWorkflowWorker, finding.MaxConcurrentActivityTaskPollers = true, 1
+	var err error
+	if finding.Tuner, err = placeTuner(w.site.Places()); err != nil {
+		return fmt.Errorf("worker: %w", err)
 	}
-	common := worker.New(c, workflows.Queue, opt)
-	workflows.Register(common)
-	control, data := &activities.Control{Site: site}, &activities.Data{Site: site}
-	register(common, control, nil)
-	host := worker.New(c, workflows.HostQueue(cfg.Host), own)
+	control, data := &activities.Control{Site: w.site}, &activities.Data{Site: w.site}
+	anyone := worker.New(c, workflows.Queue, common)
+	workflows.Register(anyone)
+	register(anyone, control, nil)
+	host := worker.New(c, workflows.HostQueue(w.cfg.Host), own)
 	register(host, control, data)
-	finder := worker.New(c, workflows.PlaceQueue, place)
+	finder := worker.New(c, workflows.PlaceQueue, finding)
 	finder.RegisterActivityWithOptions(control.Place, activity.RegisterOptions{Name: activities.PlaceActivity})
-	w.parts = []worker.Worker{common, host, finder}
-	return w, nil
+	w.parts = []worker.Worker{anyone, host, finder}
+	return nil
 }
 
 func register(r worker.ActivityRegistry, c *activities.Control, d *activities.Data) {

@@ -190,9 +190,9 @@ func (e *export) snap(ctx workflow.Context) error {
 		e.phase(ctx, job.Snap, "taking a snapshot of "+e.vm)
 		e.undo.push(step{name: "snapshot " + e.key() + " of " + e.vm, do: e.drop})
 		var s providers.Snapshot
-		err := e.call(ctx, activities.SnapshotActivity, activities.SnapshotRequest{
+		err := workflow.ExecuteActivity(touching(ctx, e.host.ID, e.terms), activities.SnapshotActivity, activities.SnapshotRequest{
 			Job: e.id, Connection: e.spec.Connection, VM: e.facts.VM.ID, Key: e.key(), Quiesce: e.spec.Options.Quiesce,
-		}, &s)
+		}).Get(ctx, &s)
 		if err != nil {
 			return err
 		}

@@ -87,6 +87,16 @@ func onHost(ctx workflow.Context, host string, t activities.Terms) workflow.Cont
 	})
 }
 
+// touching is for steps that change the source: what does not work for an hour is for people to look
+// at, and every attempt leaves its traces there.
+func touching(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
+	ctx = onHost(ctx, host, t)
+	opt := workflow.GetActivityOptions(ctx)
+	opt.ScheduleToCloseTimeout, opt.StartToCloseTimeout = time.Hour+t.HostAway, time.Hour
+	opt.RetryPolicy = retries(5*time.Second, 5*time.Minute)
+	return workflow.WithActivityOptions(ctx, opt)
+}
+
 // moving is for what takes as long as a disk is large.
 func moving(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
 	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{

@@ -24,6 +24,7 @@ func inject(t *testing.T, l *lab, f vspheretest.Fault) *vspheretest.Injection {
 
 // What the network and the vCenter do to a copy that must get over it by itself.
 func TestFaultsThatAJobGetsOver(t *testing.T) {
+	t.Parallel()
 	const size = 96 * mib
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", size)}})
 	l.up()
@@ -59,6 +60,7 @@ func TestFaultsThatAJobGetsOver(t *testing.T) {
 }
 
 func TestSessionExpiresInTheMiddle(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 200*mib)}})
 	l.up()
 	s := l.spec("web-01", "qcow2")
@@ -68,8 +70,7 @@ func TestSessionExpiresInTheMiddle(t *testing.T) {
 		l.moved(id, n*20*mib)
 		l.sim.ExpireSessions()
 	}
-	_, err := l.api.Limit(t.Context(), id, 0)
-	require.NoError(t, err)
+	l.unlimited(id)
 	j := l.completed(id, "web-01", time.Minute)
 	c, err := l.sim.ServedDisk("web-01", 0)
 	require.NoError(t, err)
@@ -79,6 +80,7 @@ func TestSessionExpiresInTheMiddle(t *testing.T) {
 
 // What ends a job: with one clear sentence, and nothing left.
 func TestFaultsThatEndAJob(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 64*mib), vm("old-01", 64*mib)}})
 	l.up()
 	t.Run("the snapshot task fails", func(t *testing.T) {
@@ -112,6 +114,7 @@ func TestFaultsThatEndAJob(t *testing.T) {
 }
 
 func TestTargetFolderIsRemovedInTheMiddle(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 200*mib)}})
 	l.up()
 	s := l.spec("web-01", "raw")
@@ -126,6 +129,7 @@ func TestTargetFolderIsRemovedInTheMiddle(t *testing.T) {
 }
 
 func TestTwoJobsForOneVM(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 60*mib), vm("db-01", 8*mib)}})
 	l.up()
 	first := l.spec("web-01", "raw")
@@ -140,8 +144,7 @@ func TestTwoJobsForOneVM(t *testing.T) {
 	})
 	require.Contains(t, j.Progress.WaitingFor, "web-01")
 	require.Equal(t, job.Completed, l.end(l.submit(l.spec("db-01", "raw")), time.Minute).Status, "another VM does not wait")
-	_, err := l.api.Limit(t.Context(), a, 0)
-	require.NoError(t, err)
+	l.unlimited(a)
 	require.Equal(t, job.Completed, l.end(a, time.Minute).Status)
 	l.completed(b, "web-01", time.Minute)
 }

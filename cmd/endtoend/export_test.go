@@ -17,6 +17,7 @@ import (
 )
 
 func TestExport(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 200*mib, 64*mib), vm("db-01", 96*mib)}})
 	l.up()
 	for _, s := range []job.Spec{
@@ -52,6 +53,7 @@ func TestExport(t *testing.T) {
 }
 
 func TestNamesThatMakeTrouble(t *testing.T) {
+	t.Parallel()
 	names := []string{
 		"with space", "with/slash", `quote"and'tick`, "ünïcödé 虚拟机", strings.Repeat("long", 50), "..", "-rf", ".hidden",
 		"a%2fb", "percent%", "back\\slash", "semi;colon & co", "CON", "trailing.",
@@ -85,6 +87,7 @@ func TestNamesThatMakeTrouble(t *testing.T) {
 }
 
 func TestPathsThatAreRefused(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 2*mib)}})
 	allowed := filepath.Join(l.exports, "allowed")
 	require.NoError(t, os.MkdirAll(allowed, 0o755))
@@ -106,6 +109,7 @@ func TestPathsThatAreRefused(t *testing.T) {
 }
 
 func TestCredentialsInAJob(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 8*mib)}})
 	url, user, password := l.sim.URL().String(), l.sim.Username(), l.sim.Password()
 	l.env = nil // no connection is configured

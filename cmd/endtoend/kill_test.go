@@ -18,6 +18,7 @@ import (
 const segment = 64 * mib
 
 func TestKilledDaemonGoesOnWhereItWas(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 400*mib)}})
 	l.up()
 	for i, s := range []job.Spec{{Format: "raw"}, {Format: "qcow2"}, {Format: "qcow2", Compress: true}} {
@@ -30,8 +31,7 @@ func TestKilledDaemonGoesOnWhereItWas(t *testing.T) {
 			l.moved(id, 150*mib)
 			l.daemon.kill()
 			l.up()
-			_, err := l.api.Limit(t.Context(), id, 0)
-			require.NoError(t, err)
+			l.unlimited(id)
 			j := l.completed(id, "web-01", 2*time.Minute)
 			c, err := l.sim.ServedDisk("web-01", 0)
 			require.NoError(t, err)
@@ -43,6 +43,7 @@ func TestKilledDaemonGoesOnWhereItWas(t *testing.T) {
 }
 
 func TestCleanStopLosesNothing(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 300*mib, 100*mib)}})
 	l.up()
 	s := l.spec("web-01", "qcow2")
@@ -54,8 +55,7 @@ func TestCleanStopLosesNothing(t *testing.T) {
 	t.Logf("stopped in %s", time.Since(begin))
 	require.Empty(t, l.sim.Sessions())
 	l.up()
-	_, err := l.api.Limit(t.Context(), id, 0)
-	require.NoError(t, err)
+	l.unlimited(id)
 	l.completed(id, "web-01", 2*time.Minute)
 	for i := range 2 {
 		c, err := l.sim.ServedDisk("web-01", i)
@@ -66,7 +66,11 @@ func TestCleanStopLosesNothing(t *testing.T) {
 
 // The daemon is killed again and again, wherever it happens to be.
 func TestKilledAtRandom(t *testing.T) {
-	kills := 10
+	t.Parallel()
+	kills := 4
+	if slow {
+		kills = 10
+	}
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 150*mib, 90*mib), vm("db-01", 64*mib)}})
 	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	l.up()
@@ -82,10 +86,7 @@ func TestKilledAtRandom(t *testing.T) {
 		l.up()
 	}
 	for _, id := range []string{web, db} {
-		if !l.job(id).Status.Ended() {
-			_, err := l.api.Limit(t.Context(), id, 0)
-			require.NoError(t, err)
-		}
+		l.unlimited(id)
 	}
 	l.completed(web, "web-01", 3*time.Minute)
 	l.completed(db, "db-01", 3*time.Minute)
@@ -106,26 +107,6 @@ func pause(t *testing.T, d time.Duration) {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	defer cancel()
 	<-ctx.Done()
-}
-
-// Two workers and an API on the Temporal server of a daemon.
-type cluster struct {
-	*lab
-	key     string
-	workers []*process
-	datas   []string
-}
-
-func newCluster(t *testing.T, o vspheretest.Options, workerArgs ...string) *cluster {
-	t.Helper()
-	l := newLab(t, o)
-	c := &cluster{lab: l, key: t.TempDir() + "/keys"}
-	gen := start(t, nil, "hypervisord", "keygen", c.key)
-	require.Zero(t, gen.wait(time.Minute), gen.output())
-	temporal := start(t, nil, "hypervisord", "--data-dir", t.TempDir()+"/temporal", "--key-file", c.key, "--host-jobs", "1",
-		"--daemon-addr", fmt.Sprint("127.0.0.1:", freePorts(t, 1)[0]), "--frontend-addr", fmt.Sprint("127.0.0.1:", l.ports[1]), "--ui-addr", "off")
-	_ = temporal
-	return c
 }
 
 func TestPauseResumeLimitCancel(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -36,6 +37,9 @@ const mib = 1 << 20
 
 // bin is the folder of the programs under test.
 var bin string
+
+// slow asks for everything, however long it takes.
+var slow = os.Getenv("HYPERSDK_SLOW") != ""
 
 func TestMain(m *testing.M) {
 	code, err := run(m)
@@ -102,16 +106,26 @@ func vm(name string, disks ...int64) vspheretest.VM {
 	return v
 }
 
+// lastPort counts the ports that tests have been given.
+var lastPort atomic.Int64
+
+// freePorts are ports that nobody listens on. They lie below those that the system gives to
+// connections: nobody takes them while a daemon is down that shall come back.
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+	const first, count = 20_000, 12_000
+	var ports []int
+	for range count {
+		port := first + int(lastPort.Add(1)+int64(os.Getpid())*97)%count
+		if l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
+			require.NoError(t, l.Close())
+			if ports = append(ports, port); len(ports) == n {
+				return ports
+			}
+		}
 	}
-	return ports
+	require.FailNow(t, "no port is free")
+	return nil
 }
 
 // process is a program that runs.
@@ -283,6 +297,14 @@ func (l *lab) moved(id string, bytes int64) {
 	l.until(id, time.Minute, fmt.Sprintf("%d bytes are copied", bytes), func(j job.Job) bool {
 		return j.Progress != nil && j.Progress.Phase == job.Transfer && j.Progress.BytesTransferred >= bytes
 	})
+}
+
+// unlimited takes the limit off a job, unless it has ended by now.
+func (l *lab) unlimited(id string) {
+	l.t.Helper()
+	if _, err := l.api.Limit(l.t.Context(), id, 0); err != nil {
+		require.True(l.t, l.job(id).Status.Ended(), "%s", err)
+	}
 }
 
 // end waits for a job to end, and says how.

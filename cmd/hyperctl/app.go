@@ -16,6 +16,7 @@ import (
 
 	"hypersdk/apiserver/api"
 	"hypersdk/apiserver/client"
+	"hypersdk/cmd/hyperctl/image"
 )
 
 // Exit codes. They are a contract with scripts.
@@ -128,10 +129,13 @@ func run(ctx context.Context, args []string, s streams) int {
 
 func (a *app) exitCode(ctx context.Context, err error) int {
 	var own *codeError
+	var ofImage *image.ExitError
 	var away *client.UnreachableError
 	switch {
 	case errors.As(err, &own):
 		return own.code
+	case errors.As(err, &ofImage):
+		return ofImage.Code
 	case !a.began:
 		return exitUsage
 	case ctx.Err() != nil:
@@ -181,7 +185,7 @@ func (a *app) root() *cobra.Command {
 	root.SetVersionTemplate("hyperctl {{.Version}}\n")
 	root.AddCommand(
 		a.submitCommand(), a.queryCommand(), a.statusCommand(), a.watchCommand(), a.logsCommand(), a.cancelCommand(),
-		a.pauseCommand(), a.resumeCommand(), a.limitCommand(), a.vmsCommand(), a.imageCommand(), a.versionCommand(),
+		a.pauseCommand(), a.resumeCommand(), a.limitCommand(), a.vmsCommand(), image.Command(), a.versionCommand(),
 	)
 	return root
 }

@@ -21,15 +21,14 @@ import (
 // edge is how much of both ends of a file is looked at to recognise its format.
 const edge = 512
 
-// Formats are all formats, in the order in which they are probed: those that are known by their first
-// bytes before those that are known by their last.
+// Formats are all formats.
 func Formats() []formats.Format {
 	return []formats.Format{
 		qcow2.Format(),
 		vmdk.Format(),
 		vhdx.Format(),
 		vdi.Format(),
-		vhd.Format(), // a fixed disk is known by its last bytes; its first are the guest's
+		vhd.Format(),
 		raw.Format(),
 	}
 }
@@ -49,7 +48,9 @@ func ByName(name string) (formats.Format, error) {
 }
 
 // Probe recognises the format of a file of size bytes by its content. Raw is never the answer: a guest
-// can write whatever it likes into a raw disk, and must not choose how it is read.
+// can write whatever it likes into a raw disk, and must not choose how it is read. For the same reason
+// a file that looks like two formats is refused: the first bytes of a fixed VHD, and the last ones of
+// many images, are the guest's.
 func Probe(r io.ReaderAt, size int64) (formats.Format, error) {
 	n := min(max(size, 0), edge)
 	head, tail := make([]byte, n), make([]byte, n)
@@ -64,12 +65,19 @@ func Probe(r io.ReaderAt, size int64) (formats.Format, error) {
 			return formats.Format{}, fmt.Errorf("recognise a file: %w", err)
 		}
 	}
+	var found []formats.Format
 	for _, f := range Formats() {
 		if f.Probe != nil && f.Probe(slices.Clone(head), slices.Clone(tail)) {
-			return f, nil
+			found = append(found, f)
 		}
 	}
-	return formats.Format{}, fmt.Errorf("the file is in no known disk format (a raw disk has to be named so): %w", formats.ErrFormat)
+	switch len(found) {
+	case 0:
+		return formats.Format{}, fmt.Errorf("the file is in no known disk format (a raw disk has to be named so): %w", formats.ErrFormat)
+	case 1:
+		return found[0], nil
+	}
+	return formats.Format{}, fmt.Errorf("the file begins or ends like %s and like %s, name the format with -f: %w", found[0].Name, found[1].Name, formats.ErrFormat)
 }
 
 // Open recognises and opens a file of size bytes.

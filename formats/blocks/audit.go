@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+
+	"hypersdk/formats"
 )
 
 // Region is a named part of a file.
@@ -34,6 +36,14 @@ type Report struct {
 	Errors []string `json:"errors,omitempty"`
 	// Warnings are what is not as the specification says and does no harm to the disk.
 	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Shared is the report in the words of all formats.
+func (r Report) Shared() formats.Report {
+	return formats.Report{
+		Blocks: r.Blocks, Allocated: r.Allocated, Corruptions: int64(len(r.Errors)),
+		Problems: r.Errors, Warnings: r.Warnings,
+	}
 }
 
 const mostFindings = 100

@@ -157,8 +157,10 @@ func (h Harness) misfits(t *testing.T) {
 	_, err = h.Format.Create(t.Context(), NewMemFile(), -1, h.Options, formats.Checkpoint{})
 	require.Error(t, err, "a disk of negative size")
 	_, err = h.Format.Create(t.Context(), NewMemFile(), size, h.Options, formats.Checkpoint{Off: block, Token: "\x00nonsense"})
-	if !h.Headerless {
-		require.Error(t, err, "a checkpoint of nobody")
+	require.Error(t, err, "a checkpoint of nobody")
+	if cp, err := w.Checkpoint(block); err == nil && cp != (formats.Checkpoint{}) {
+		_, err = h.Format.Create(t.Context(), NewMemFile(), size, h.Options, cp)
+		require.Error(t, err, "a checkpoint of another file")
 	}
 	// Refusals harm nobody.
 	d := NewDisk(41, size)

@@ -84,8 +84,11 @@ func (p *packedWriter) Pack(buf, block []byte) (formats.Packed, bool) {
 
 // WritePacked stores a packed cluster. What is longer packed than plain is stored plain.
 func (p *packedWriter) WritePacked(off, n int64, pk formats.Packed) error {
-	if n <= 0 || n > p.cluster() || pk.Codec != p.codec || len(pk.Bytes) == 0 {
-		return fmt.Errorf("qcow2: packed block of %d bytes, codec %d: %w", n, pk.Codec, formats.ErrAlign)
+	if n <= 0 || n > p.cluster() {
+		return fmt.Errorf("qcow2: packed block of %d bytes in clusters of %d: %w", n, p.cluster(), formats.ErrAlign)
+	}
+	if pk.Codec != p.codec || len(pk.Bytes) == 0 {
+		return unsupported("packed block of codec %d, %d bytes packed", pk.Codec, len(pk.Bytes))
 	}
 	if int64(len(pk.Bytes)) >= p.cluster() {
 		b := p.scratch.Get().(*[]byte)

@@ -31,6 +31,8 @@ func Format() formats.Format {
 			return img, nil
 		},
 		Create: Create,
+		Info:   info,
+		Check:  check,
 	}
 }
 

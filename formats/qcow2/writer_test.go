@@ -2,6 +2,8 @@ package qcow2_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -90,8 +92,11 @@ func TestAPackedBlockThatIsLongerIsStoredPlain(t *testing.T) {
 	require.False(t, p.Accepts(formats.Packed{Codec: formats.Deflate}, 100))
 	require.False(t, p.Accepts(formats.Packed{Codec: formats.Zstd}, 512))
 	require.NoError(t, p.WritePacked(0, 512, formats.Packed{Codec: formats.Deflate, Bytes: stored}))
-	require.Error(t, p.WritePacked(512, 512, formats.Packed{Codec: formats.Zstd, Bytes: stored}))
-	require.Error(t, p.WritePacked(512, 512, formats.Packed{Codec: formats.Deflate}))
+	require.ErrorIs(t, p.WritePacked(512, 512, formats.Packed{Codec: formats.Zstd, Bytes: stored}), formats.ErrFormat)
+	require.ErrorIs(t, p.WritePacked(512, 512, formats.Packed{Codec: formats.Deflate}), formats.ErrFormat)
+	require.ErrorIs(t, p.WritePacked(0, 1024, formats.Packed{Codec: formats.Deflate, Bytes: stored}), formats.ErrAlign)
+	require.ErrorIs(t, p.WritePacked(0, 100, formats.Packed{Codec: formats.Deflate, Bytes: stored}), formats.ErrAlign)
+	require.ErrorIs(t, p.WritePacked(512, 512, formats.Packed{Codec: formats.Deflate, Bytes: bytes.Repeat([]byte{0xff}, 600)}), formats.ErrCorrupt)
 	require.NoError(t, w.Commit(t.Context()))
 	img := reopened(t, f)
 	got := make([]byte, 512)
@@ -101,6 +106,40 @@ func TestAPackedBlockThatIsLongerIsStoredPlain(t *testing.T) {
 	r := checkClean(t, img)
 	require.EqualValues(t, 1, r.Allocated)
 	require.Zero(t, r.Compressed)
+}
+
+// The copy loop is stopped in the middle of its second checkpoint, by a loss of power, and goes on.
+func TestACopyThatIsInterruptedGivesTheSameFile(t *testing.T) {
+	d := formatstest.NewDisk(11, 90<<20+512)
+	for _, o := range []formats.CreateOptions{{}, {Compression: "zlib"}, {Compression: "zstd", ClusterSize: 4096}} {
+		copyTo := func(ctx context.Context, f *formatstest.MemFile, from formats.Checkpoint, durable func(formats.Checkpoint) error) error {
+			w, err := qcow2.Create(ctx, f, d.Size(), o, from)
+			require.NoError(t, err)
+			defer w.Close()
+			if _, err := formats.Copy(ctx, w, d, formats.CopyOptions{From: from, Durable: durable}); err != nil {
+				return err
+			}
+			return w.Commit(ctx)
+		}
+		want, f := formatstest.NewMemFile(), formatstest.NewMemFile()
+		require.NoError(t, copyTo(t.Context(), want, formats.Checkpoint{}, nil))
+		var cp formats.Checkpoint
+		var left *formatstest.MemFile
+		power := errors.New("power lost")
+		err := copyTo(t.Context(), f, cp, func(next formats.Checkpoint) error {
+			if cp.Off > 0 {
+				left = f.Crash(1)
+				return power
+			}
+			cp = next
+			return nil
+		})
+		require.ErrorIs(t, err, power)
+		require.Positive(t, cp.Off)
+		require.NoError(t, copyTo(t.Context(), left, cp, nil))
+		formatstest.RequireEqual(t, want, left)
+		checkClean(t, reopened(t, left))
+	}
 }
 
 // A checkpoint covers what it says and no more.

@@ -24,6 +24,9 @@ func Format() formats.Format {
 		Open:   Open,
 		Create: Create,
 		Encode: Encode,
+		Info: func(_ context.Context, _ io.ReaderAt, size int64, _ formats.OpenOptions) (formats.Info, error) {
+			return formats.Info{Format: "raw", VirtualSize: size}, nil
+		},
 	}
 }
 

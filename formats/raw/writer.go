@@ -29,8 +29,8 @@ func Create(ctx context.Context, f formats.File, size int64, o formats.CreateOpt
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	if size < 0 || from.Off < 0 || from.Off > size {
-		return nil, fmt.Errorf("raw: a disk of %d bytes, written up to %d: %w", size, from.Off, formats.ErrFormat)
+	if size < 0 || from.Off < 0 || from.Off > size || from.Token != "" {
+		return nil, fmt.Errorf("raw: a disk of %d bytes, checkpoint at %d, %q: %w", size, from.Off, from.Token, formats.ErrFormat)
 	}
 	if err := checkOptions(o); err != nil {
 		return nil, err
@@ -44,6 +44,9 @@ func Create(ctx context.Context, f formats.File, size int64, o formats.CreateOpt
 	if device {
 		w.written.add(0, size) // what it held before is still there
 		return w, nil
+	}
+	if err := w.reaches(from.Off); err != nil {
+		return nil, err
 	}
 	w.written.add(0, from.Off)
 	for _, n := range []int64{from.Off, size} {
@@ -105,6 +108,22 @@ func (w *writer) device() (bool, error) {
 	}
 	w.blocks = true
 	return true, nil
+}
+
+// reaches refuses to go on in a file that lost what the checkpoint covers: it would become zeros.
+func (w *writer) reaches(off int64) error {
+	if off == 0 {
+		return nil
+	}
+	var last [1]byte
+	_, err := w.f.ReadAt(last[:], off-1)
+	if errors.Is(err, io.EOF) {
+		err = formats.ErrCorrupt
+	}
+	if err != nil {
+		return fmt.Errorf("raw: go on at %d, where the file does not reach: %w", off, err)
+	}
+	return nil
 }
 
 // reserve takes the space of [off, size), so that no later write can find the disk full.

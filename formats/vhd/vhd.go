@@ -37,6 +37,8 @@ func Format() formats.Format {
 		Probe:  probe,
 		Open:   Open,
 		Create: Create,
+		Info:   info,
+		Check:  check,
 	}
 }
 

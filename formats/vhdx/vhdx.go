@@ -34,6 +34,8 @@ func Format() formats.Format {
 		Probe:  probe,
 		Open:   Open,
 		Create: Create,
+		Info:   info,
+		Check:  check,
 	}
 }
 

@@ -39,6 +39,8 @@ func Format() formats.Format {
 		Stream: Stream,
 		Create: Create,
 		Encode: Encode,
+		Info:   info,
+		Check:  check,
 	}
 }
 

@@ -1,6 +1,7 @@
 package vsphere_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -65,7 +66,7 @@ func BenchmarkRead(b *testing.B) {
 						g.Go(func() error {
 							p := <-buffers
 							defer func() { buffers <- p }()
-							if _, err := im.ReadAt(p, off); err != nil && err != io.EOF {
+							if _, err := im.ReadAt(p, off); err != nil && !errors.Is(err, io.EOF) {
 								return err
 							}
 							return nil

@@ -3,6 +3,7 @@ package vsphere_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -66,7 +67,7 @@ func readAll(im formats.Image) ([]byte, error) {
 	for off := int64(0); off < im.Size(); off += chunk {
 		g.Go(func() error {
 			n, err := im.ReadAt(got[off:min(off+chunk, im.Size())], off)
-			if err == io.EOF && off+int64(n) == im.Size() {
+			if errors.Is(err, io.EOF) && off+int64(n) == im.Size() {
 				err = nil
 			}
 			return err

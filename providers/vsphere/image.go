@@ -104,7 +104,7 @@ func (im *image) ReadAt(b []byte, off int64) (int, error) {
 		if !passing(err) || resumes == maxResumes {
 			return n, fail("read disk", fmt.Sprintf("%s at %d", im.object, off+int64(n)), cut(err))
 		}
-		if sleep(im.ctx, pause/2+rand.N(pause)) != nil {
+		if sleep(im.ctx, pause/2+rand.N(pause)) != nil { //nolint:gosec // jitter is no secret
 			return n, im.ended()
 		}
 	}

@@ -232,3 +232,19 @@ func TestNames(t *testing.T) {
 		})
 	}
 }
+
+// eventually waits on a goroutine of a test for something that happens soon; false: it did not.
+func eventually(t *testing.T, cond func() bool) bool {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(10 * time.Second); !cond(); {
+		select {
+		case <-tick.C:
+		case <-late:
+			return false
+		case <-t.Context().Done():
+			return false
+		}
+	}
+	return true
+}

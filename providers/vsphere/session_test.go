@@ -121,9 +121,7 @@ func TestGivingUpALoginLeavesNoSession(t *testing.T) {
 	inject(t, s, vspheretest.Fault{Call: "Login", Delay: vspheretest.Duration(200 * time.Millisecond)})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		for s.Calls()["Login"] == 0 && t.Context().Err() == nil {
-			time.Sleep(time.Millisecond)
-		}
+		eventually(t, func() bool { return s.Calls()["Login"] > 0 })
 		cancel()
 	}()
 	start := time.Now()

@@ -128,7 +128,6 @@ func dynamic() dynamicconfig.StaticClient {
 		dynamicconfig.MatchingPriorityLevels.Key():              51,
 		// Lists and counts are asked for by one API, not by a crowd.
 		dynamicconfig.FrontendMaxNamespaceVisibilityRPSPerInstance.Key(): 100,
-		dynamicconfig.ForceSearchAttributesCacheRefreshOnRead.Key():      true,
 		dynamicconfig.HistoryCacheHostLevelMaxSize.Key():                 8096,
 		// It would call the makers of Temporal every day.
 		dynamicconfig.EnableServerVersionCheck.Key(): false,

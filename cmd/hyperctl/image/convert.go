@@ -1,0 +1,261 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hypersdk/formats"
+	"hypersdk/formats/all"
+	"hypersdk/formats/raw"
+	"hypersdk/formats/vmdk"
+)
+
+// copyMemory bounds what a conversion has under way.
+const copyMemory = 24 << 20
+
+// pipe is the name of the standard input or output.
+const pipe = "-"
+
+// conversion is one call of convert.
+type conversion struct {
+	*cli
+	from, to           string // formats as they were named
+	options            []string
+	compress, progress bool
+	force, trust       bool
+	workers            int
+	snapshot           string
+
+	src, dst string
+	create   formats.CreateOptions
+	target   formats.Format
+	in       io.Reader
+	out, err io.Writer
+}
+
+// converted is what is printed of a conversion.
+type converted struct {
+	File        string  `json:"file"`
+	Format      string  `json:"format"`
+	VirtualSize int64   `json:"virtual_size"`
+	Digest      string  `json:"digest,omitempty"` // of the disk; absent where not every block of it was looked at
+	ResumedAt   int64   `json:"resumed_at"`       // 0: written from the beginning
+	Read        int64   `json:"read"`             // by this run, bytes
+	Written     int64   `json:"written"`
+	Seconds     float64 `json:"seconds"`
+}
+
+func (l *cli) convertCommand() *cobra.Command {
+	v := &conversion{cli: l}
+	c := &cobra.Command{
+		Use: "convert SRC DST", Short: "Convert a disk image into another format", Args: arguments(2, 2, exitUsage),
+		Long: `Converts a disk image into another format. The target gets its name when it is whole and on the disk; until
+then it is a hidden file beside it, .DST.part. A conversion that was interrupted or killed goes on where it was
+when it is started again with the same source and options. A target that exists is not replaced without --force.
+
+- stands for the standard input (a streamOptimized VMDK, with -f vmdk) or output (raw, streamOptimized VMDK).
+
+Blocks that are compressed alike on both sides are moved as they are, after a look whether they are whole;
+--no-verify saves the look.
+
+Options of -o: ` + optionNames + `.
+With backing_file, only what SRC holds itself is written; the rest is the backing file's.`,
+		Example: `  hyperctl image convert -p -O qcow2 -c disk.vmdk disk.qcow2
+  hyperctl image convert -f raw -O vmdk -o subformat=streamOptimized disk.img disk.vmdk
+  curl -s https://host/disk.vmdk | hyperctl image convert -f vmdk -O qcow2 - disk.qcow2`,
+		RunE: run(exitFailure, func(c *cobra.Command, args []string) error {
+			v.src, v.dst = args[0], args[1]
+			v.in, v.out, v.err = c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr()
+			return v.run(c.Context())
+		}),
+	}
+	f := c.Flags()
+	f.StringVarP(&v.from, "format", "f", "", "format of SRC (default: recognised)")
+	f.StringVarP(&v.to, "target-format", "O", "", "format of DST: raw, qcow2, vmdk, vhd (vpc), vhdx, vdi")
+	f.StringArrayVarP(&v.options, "options", "o", nil, "name=value,... of the target")
+	f.BoolVarP(&v.compress, "compress", "c", false, "compress the target")
+	f.BoolVarP(&v.progress, "progress", "p", false, "show the progress")
+	f.IntVarP(&v.workers, "workers", "m", 0, "how much is read and compressed at once (default: one a core)")
+	f.StringVarP(&v.snapshot, "snapshot", "l", "", "convert an internal snapshot, by name or id")
+	f.BoolVar(&v.force, "force", false, "replace DST")
+	f.BoolVar(&v.trust, "no-verify", false, "move compressed blocks without a look whether they are whole")
+	return c
+}
+
+func (v *conversion) run(ctx context.Context) (err error) {
+	if err := v.choose(); err != nil {
+		return err
+	}
+	if v.dst != pipe && !v.force {
+		if _, err := os.Lstat(v.dst); err == nil {
+			return existsError(v.dst)
+		}
+	}
+	began := time.Now()
+	s, err := v.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	var res converted
+	if v.dst == pipe {
+		res, err = v.encode(ctx, s)
+	} else {
+		res, err = v.write(ctx, s)
+	}
+	if err != nil {
+		return err
+	}
+	res.Seconds = time.Since(began).Seconds()
+	switch {
+	case !v.json:
+		return nil
+	case v.dst == pipe:
+		return printJSON(v.err, res)
+	}
+	return printJSON(v.out, res)
+}
+
+// choose reads the flags.
+func (v *conversion) choose() (err error) {
+	switch {
+	case v.to == "":
+		return usageError("-O names the format of the target")
+	case v.workers < 0 || v.workers > 256:
+		return usageError("-m %d: 1 to 256", v.workers)
+	}
+	if v.target, err = all.ByName(v.to); err != nil {
+		return &ExitError{exitUsage, err}
+	}
+	if v.create, err = createOptions(v.options, v.compress); err != nil {
+		return err
+	}
+	if v.target.Name == "vmdk" && v.create.Subformat == vmdk.MonolithicFlat {
+		return usageError("-o subformat=%s: that is a raw disk and a descriptor, only one file is written (use -O raw)", vmdk.MonolithicFlat)
+	}
+	if v.dst == pipe && v.target.Name == "vmdk" && v.create.Subformat == "" {
+		v.create.Subformat = vmdk.StreamOptimized // the only one that streams
+	}
+	return nil
+}
+
+// source is the disk to convert.
+type source struct {
+	formats.Source
+	stored *stored // nil: a pipe
+}
+
+func (s *source) Close() error {
+	err := s.Source.Close()
+	if s.stored != nil {
+		err = errors.Join(err, s.stored.Close())
+	}
+	return err
+}
+
+func (v *conversion) open(ctx context.Context) (*source, error) {
+	if v.src == pipe {
+		return v.openPipe(ctx)
+	}
+	s, err := v.cli.open(v.src, v.from)
+	if err != nil {
+		return nil, err
+	}
+	if there, err := os.Stat(v.dst); err == nil && os.SameFile(there, s.info) {
+		return nil, errors.Join(fmt.Errorf("%s is the source itself", v.dst), s.Close())
+	}
+	// The life of the image is not the context's: an interrupted conversion ends what it has begun.
+	img, err := s.image(context.WithoutCancel(ctx), formats.OpenOptions{Layer: v.create.Backing != "", Snapshot: v.snapshot})
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if v.target.Name != raw.Format().Name {
+		img = roundUp(img)
+	}
+	return &source{img, s}, nil
+}
+
+func (v *conversion) openPipe(ctx context.Context) (*source, error) {
+	if v.from == "" {
+		return nil, usageError("what comes through a pipe has to be named: -f vmdk")
+	}
+	f, err := all.ByName(v.from)
+	if err != nil {
+		return nil, &ExitError{exitUsage, err}
+	}
+	if f.Stream == nil {
+		return nil, usageError("%s cannot be read front to back, name a file", f.Name)
+	}
+	if v.snapshot != "" {
+		return nil, usageError("-l: a pipe has no snapshots")
+	}
+	s, err := f.Stream(ctx, v.in)
+	if err != nil {
+		return nil, fmt.Errorf("standard input: %w", err)
+	}
+	return &source{Source: s}, nil
+}
+
+// id is everything that the bytes of the target depend on.
+func (v *conversion) id(s *source) any {
+	type id struct {
+		Source   identity
+		Beside   []identity
+		From, To string
+		Snapshot string
+		Size     int64
+		Create   formats.CreateOptions
+		Trust    bool
+	}
+	out := id{From: s.stored.format.Name, To: v.target.Name, Snapshot: v.snapshot, Size: s.Size(), Create: v.create, Trust: v.trust}
+	out.Source = identify("", s.stored.info)
+	if s.stored.beside != nil {
+		out.Beside = s.stored.beside.opened
+	}
+	return out
+}
+
+// encode writes the target into the standard output.
+func (v *conversion) encode(ctx context.Context, s *source) (converted, error) {
+	res := converted{File: v.dst, Format: v.target.Name, VirtualSize: s.Size()}
+	if v.target.Encode == nil {
+		return res, usageError("%s cannot be written front to back, name a file", v.target.Name)
+	}
+	if _, ok := s.Source.(formats.Stream); ok {
+		return res, usageError("only one side may be a pipe: what a stream delivers late has to be put in its place")
+	}
+	w, err := v.target.Encode(ctx, v.out, s.Size(), v.create)
+	if err != nil {
+		return res, err
+	}
+	defer w.Close()
+	p := v.newProgress(s.Size(), 0)
+	got, err := formats.Copy(ctx, w, s.Source, v.copyOptions(p))
+	if err == nil {
+		err = w.Commit(ctx)
+	}
+	p.finish(err == nil)
+	res.Read, res.Written = got.Read, got.Written
+	return res, err
+}
+
+func (v *conversion) newProgress(size, from int64) *progress {
+	if v.progress {
+		return newProgress(v.err, size, from)
+	}
+	return newProgress(nil, size, from)
+}
+
+func (v *conversion) copyOptions(p *progress) formats.CopyOptions {
+	return formats.CopyOptions{Workers: v.workers, Trust: v.trust, Buffers: formats.NewBuffers(copyMemory), Progress: p.at}
+}
+
+func (v *conversion) say(format string, args ...any) {
+	fmt.Fprintf(v.err, "%s: %s\n", printable(v.dst), printable(fmt.Sprintf(format, args...)))
+}
