@@ -69,7 +69,7 @@ func cut(n int64) func(off, n int64) error {
 }
 
 func TestTransferIsTakenUp(t *testing.T) {
-	for _, at := range []int64{0, 3 * mib, 40 * mib, 79 * mib} {
+	for _, at := range []int64{0, 40 * mib, 55 * mib} {
 		b := newLargeBench(t)
 		_, err := b.prepare()
 		require.NoError(t, err)
@@ -126,7 +126,7 @@ func TestTransferBeginsAnew(t *testing.T) {
 			b := newLargeBench(t)
 			_, err := b.prepare()
 			require.NoError(t, err)
-			b.platform.fault = cut(60 * mib)
+			b.platform.fault = cut(50 * mib)
 			_, err = b.transfer()
 			require.Error(t, err)
 			c.change(t, b)
@@ -143,7 +143,7 @@ func TestTransferOfAnotherSnapshot(t *testing.T) {
 	b := newLargeBench(t)
 	_, err := b.prepare()
 	require.NoError(t, err)
-	b.platform.fault = cut(60 * mib)
+	b.platform.fault = cut(50 * mib)
 	_, err = b.transfer()
 	require.Error(t, err)
 
@@ -177,7 +177,7 @@ func TestDiskFull(t *testing.T) {
 	_, err := b.prepare()
 	require.NoError(t, err)
 	b.wrap = func(f formats.File) formats.File {
-		return &formatstest.Faulty{File: f, Fault: formatstest.NoSpace(60 * mib)}
+		return &formatstest.Faulty{File: f, Fault: formatstest.NoSpace(40 * mib)}
 	}
 	_, err = b.transfer()
 	app := failure(t, err)

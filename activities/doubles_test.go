@@ -247,7 +247,7 @@ func (d noise) ReadAt(b []byte, off int64) (int, error) {
 func newLargeBench(t *testing.T, change ...func(*Config)) *bench {
 	t.Helper()
 	b := newBench(t, change...)
-	b.platform.disk = newNoise(7, 80*mib+512)
+	b.platform.disk = newNoise(7, 56*mib+512)
 	return b
 }
 

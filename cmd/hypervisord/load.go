@@ -9,10 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
-	"github.com/spf13/viper"
 	"gopkg.in/yaml.v3"
 
 	"hypersdk/providers/connections"
@@ -29,51 +29,44 @@ type source struct {
 	lookup func(name string) (value string, set bool)
 }
 
-// load lays file, environment and flags over the defaults that c holds: all writes into it. Viper says
-// which of them counts for a setting, but not which it was: c.origin is kept beside it.
+// load lays file, environment and flags over the defaults that c holds: all writes into it. Flags have
+// been parsed into c already; what they did not change is taken from the environment, and what that
+// does not say from the file.
 func load(c *Config, all []setting, flags *pflag.FlagSet, src source) error {
+	done := map[string]bool{}
+	for _, s := range all {
+		if f := flags.Lookup(s.flag); f != nil && f.Changed {
+			c.origin[s.key], done[s.key] = "flag --"+s.flag, true
+		}
+	}
+	var errs []error
+	for _, s := range all {
+		for _, name := range s.variables() {
+			v, _ := src.lookup(name)
+			if done[s.key] || strings.TrimSpace(v) == "" {
+				continue
+			}
+			c.origin[s.key], done[s.key] = "environment "+name, true
+			if err := s.set(v); err != nil {
+				errs = append(errs, fmt.Errorf("environment variable %s: %w", name, err))
+			}
+		}
+	}
+	for _, name := range []string{"TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE"} {
+		if v, _ := src.lookup(name); v != "" {
+			c.origin["TemporalProfile"] = "environment " + name
+		}
+	}
 	file, content, err := findFile(src)
 	if err != nil {
 		return err
 	}
 	c.file = file
-	said, errs := readFile(c, all, content)
-	v := viper.New()
-	if err := errors.Join(v.BindPFlags(flags), v.MergeConfigMap(said)); err != nil {
-		return err
-	}
-	for _, s := range all {
-		v.MustBindEnv(append([]string{s.flag}, s.variables()...)...)
-		if !v.IsSet(s.flag) {
-			continue
-		}
-		where := c.origin[s.key] // in the file
-		if flags.Changed(s.flag) {
-			c.origin[s.key] = "flag --" + s.flag
-		} else if name := src.first(s.variables()...); name != "" {
-			c.origin[s.key], where = "environment "+name, "environment variable "+name
-		}
-		if err := s.set(v.Get(s.flag)); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", where, err))
-		}
-	}
-	if name := src.first("TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE"); name != "" {
-		c.origin["TemporalProfile"] = "environment " + name
-	}
+	errs = append(errs, loadFile(c, all, done, file, content)...)
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	return c.makeAbsolute()
-}
-
-// first is the variable that says something, of several for the same: the one that viper takes, too.
-func (src source) first(names ...string) string {
-	for _, name := range names {
-		if v, _ := src.lookup(name); v != "" {
-			return name
-		}
-	}
-	return ""
 }
 
 // makeAbsolute lets relative paths start at the working folder.
@@ -132,50 +125,50 @@ func findFile(src source) (name string, content []byte, err error) {
 	return "", nil, nil
 }
 
-// readFile finds the value of each setting in a file in YAML, by its flag, and says what is wrong with
-// the keys. Values stay as they are written, for 007 may be a password; so do the names of connections,
-// which viper would write small.
-func readFile(c *Config, all []setting, content []byte) (said map[string]any, errs []error) {
+// loadFile sets what is not done yet from a file in YAML, and says everything that is wrong in it.
+func loadFile(c *Config, all []setting, done map[string]bool, file string, content []byte) []error {
 	var doc yaml.Node
 	err := yaml.NewDecoder(bytes.NewReader(content)).Decode(&doc)
 	if errors.Is(err, io.EOF) {
-		return nil, nil // empty
+		return nil // empty
 	}
 	if err != nil {
-		return nil, []error{fmt.Errorf("configuration file %s is not YAML: %s", c.file, strings.TrimPrefix(err.Error(), "yaml: "))}
+		return []error{fmt.Errorf("configuration file %s is not YAML: %s", file, strings.TrimPrefix(err.Error(), "yaml: "))}
 	}
 	root := doc.Content[0]
 	if root.Kind != yaml.MappingNode {
-		return nil, []error{fmt.Errorf("configuration file %s must be a list of keys and values", c.file)}
+		return []error{fmt.Errorf("configuration file %s must be a list of keys and values", file)}
 	}
 	byName := map[string]setting{}
 	for _, s := range all {
 		byName[normal(s.key)] = s
 	}
-	said = map[string]any{}
+	var errs []error
 	seen := map[string]bool{}
 	for i := 0; i < len(root.Content); i += 2 {
 		key, value := root.Content[i], root.Content[i+1]
-		name, line := normal(key.Value), fmt.Sprintf("%s, line %d", c.file, key.Line)
+		fail := func(err error) { errs = append(errs, fmt.Errorf("%s, line %d: %w", file, key.Line, err)) }
+		name := normal(key.Value)
 		s, known := byName[name]
-		var err error
 		switch {
 		case seen[name]:
-			err = fmt.Errorf("%s is given twice", key.Value)
+			fail(fmt.Errorf("%s is given twice", key.Value))
 		case name == normal(connectionsKey):
-			c.origin[connectionsKey] = line
-			c.Connections, err = decodeConnections(value)
-		case known:
-			c.origin[s.key], said[s.flag] = line, value
-		default:
-			err = unknownKey(key.Value, all)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", line, err))
+			c.origin[connectionsKey] = fmt.Sprintf("%s, line %d", file, key.Line)
+			if c.Connections, err = decodeConnections(value); err != nil {
+				fail(err)
+			}
+		case !known:
+			fail(unknownKey(key.Value, all))
+		case !done[s.key]:
+			c.origin[s.key] = fmt.Sprintf("%s, line %d", file, key.Line)
+			if err := s.setNode(value); err != nil {
+				fail(err)
+			}
 		}
 		seen[name] = true
 	}
-	return said, errs
+	return errs
 }
 
 // setNode gives a setting a value from a file.
@@ -193,7 +186,7 @@ func (s setting) setNode(n *yaml.Node) error {
 	case n.Kind == yaml.ScalarNode && n.Tag != "!!null":
 		var b bool
 		if s.value.Type() == "bool" && n.Decode(&b) == nil { // as YAML spells it
-			return s.set(b)
+			return s.set(strconv.FormatBool(b))
 		}
 		if isList {
 			return list.Replace([]string{n.Value})
