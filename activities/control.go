@@ -264,13 +264,17 @@ func (c *Control) Discard(ctx context.Context, in DiscardRequest) error {
 }
 
 // Leave ends the job's stay: its place is free, the credentials that came with it are forgotten, and
-// its log says how it ended.
+// its log says how it ended. Where something was left behind, the host keeps what it needs to clean up
+// later: its record, and the credentials.
 func (c *Control) Leave(ctx context.Context, in LeaveRequest) error {
 	_, err := step(ctx, c.Site, in.Job, LeaveActivity, func(ctx context.Context, log *slog.Logger) (struct{}, error) {
-		if err := c.deps.Connections.Forget(ctx, in.Connection); err != nil {
-			return struct{}{}, err
+		here := in.Host == c.Host
+		if in.Clean || !here {
+			if err := c.deps.Connections.Forget(ctx, in.Connection); err != nil {
+				return struct{}{}, err
+			}
 		}
-		if in.Clean && in.Host == c.Host {
+		if in.Clean && here {
 			if err := c.dropRecord(in.Job); err != nil {
 				return struct{}{}, err
 			}

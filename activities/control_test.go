@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -405,12 +407,13 @@ func TestPlaceAndLeave(t *testing.T) {
 
 	require.NoError(t, do(b, b.control.Leave, LeaveRequest{Job: "job-1", Host: "h1", Connection: "job:1", State: job.Failed, Outcome: "it broke"}))
 	require.NoError(t, p.Reserve(t.Context()))
-	require.Equal(t, []string{"job:1"}, b.conns.forgotten)
 	require.FileExists(t, b.site.recordPath("job-1"), "something is left to be cleaned up")
+	require.Empty(t, b.conns.forgotten, "with these credentials")
 	require.Contains(t, b.log(), `"msg":"job failed","error":"it broke"`)
 	require.NoError(t, do(b, b.control.Leave, LeaveRequest{Job: "job-1", Host: "h2", State: job.Completed, Clean: true}))
 	require.FileExists(t, b.site.recordPath("job-1"), "what is on this host is this host's")
-	require.NoError(t, do(b, b.control.Leave, LeaveRequest{Job: "job-1", Host: "h1", State: job.Completed, Clean: true}))
+	require.NoError(t, do(b, b.control.Leave, LeaveRequest{Job: "job-1", Host: "h1", Connection: "job:1", State: job.Completed, Clean: true}))
+	require.Equal(t, []string{"", "job:1"}, b.conns.forgotten)
 	require.NoFileExists(t, b.site.recordPath("job-1"))
 }
 
@@ -459,18 +462,53 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// What cannot be removed now is tried again.
+// What cannot be removed now is tried again, less and less often.
 func TestSweepTriesAgain(t *testing.T) {
 	b := newBench(t)
 	_, err := b.prepare()
 	require.NoError(t, err)
 	b.engine.ended["job-1"] = true
 	b.conns.err = &providers.Error{Op: "fake: connect", Reason: providers.Unavailable, Msg: "no route to host"}
-	require.NoError(t, b.site.Sweep(t.Context()))
-	require.FileExists(t, b.site.recordPath("job-1"))
-	b.conns.err = nil
+	synctest.Test(t, func(t *testing.T) {
+		opened := 0
+		b.conns.onOpen = func() { opened++ }
+		for range 24 * 60 {
+			require.NoError(t, b.site.Sweep(t.Context()))
+			pass(time.Minute)
+		}
+		require.Less(t, opened, 20)
+		require.Greater(t, opened, 8)
+		require.FileExists(t, b.site.recordPath("job-1"))
+		b.conns.err = nil
+		pass(lastRetry)
+		require.NoError(t, b.site.Sweep(t.Context()))
+		require.NoFileExists(t, b.site.recordPath("job-1"))
+	})
+}
+
+// Without its connection nothing can be looked for any more.
+func TestSweepGivesUp(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	b.engine.ended["job-1"] = true
+	b.conns.err = &providers.Error{Op: "connections: open", Reason: providers.NotFound, Msg: "there is no such connection"}
 	require.NoError(t, b.site.Sweep(t.Context()))
 	require.NoFileExists(t, b.site.recordPath("job-1"))
+	require.Contains(t, b.log(), "the snapshot could not be looked for")
+}
+
+func TestOldLogsAreForgotten(t *testing.T) {
+	b := newBench(t)
+	b.site.logger("job-old").Info("long ago")
+	b.site.logger("job-new").Info("just now")
+	then := time.Now().Add(-b.site.LogKeep - time.Hour)
+	for _, p := range []string{"jobs/job-old/log.jsonl", "jobs/job-old", "jobs/job-new"} {
+		require.NoError(t, os.Chtimes(filepath.Join(b.site.Data, p), then, then))
+	}
+	require.NoError(t, b.site.Sweep(t.Context()))
+	require.NoDirExists(t, filepath.Join(b.site.Data, "jobs/job-old"))
+	require.DirExists(t, filepath.Join(b.site.Data, "jobs/job-new"))
 }
 
 // A host that was away finds its files taken over: they are not its own any more.

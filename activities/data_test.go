@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -57,10 +58,10 @@ func TestTransferVerifyFinish(t *testing.T) {
 }
 
 // cut is a connection that breaks after n bytes, once.
-func cut(n int64) func(off, n int64) error {
+func cut(n int64) func(context.Context, int64, int64) error {
 	var seen atomic.Int64
 	var done atomic.Bool
-	return func(_, got int64) error {
+	return func(_ context.Context, _, got int64) error {
 		if seen.Add(got) > n && done.CompareAndSwap(false, true) {
 			return &providers.Error{Op: "fake: read", Reason: providers.Unavailable, Msg: "connection reset"}
 		}
@@ -200,7 +201,7 @@ func TestTargetFolderIsRemoved(t *testing.T) {
 	_, err := b.prepare()
 	require.NoError(t, err)
 	var once atomic.Bool
-	b.platform.fault = func(off, _ int64) error {
+	b.platform.fault = func(_ context.Context, off, _ int64) error {
 		if off > 10*mib && once.CompareAndSwap(false, true) {
 			require.NoError(t, os.RemoveAll(b.out))
 		}
@@ -227,7 +228,7 @@ func TestAnotherHostTookOver(t *testing.T) {
 	other := newBench(t, func(c *Config) { c.Host = "h2" })
 	other.out, other.platform = b.out, b.platform
 	var once atomic.Bool
-	b.platform.fault = func(off, _ int64) error {
+	b.platform.fault = func(_ context.Context, off, _ int64) error {
 		if off > 10*mib && once.CompareAndSwap(false, true) {
 			p, err := other.prepare()
 			require.NoError(t, err)
@@ -269,32 +270,42 @@ func TestDiskChangedItsSize(t *testing.T) {
 	require.Contains(t, failure(t, err).Message(), "in its snapshot")
 }
 
-// A cancelled copy stops at once, also when the source does not answer.
+// A cancelled copy stops at once, also when the source does not answer or the job is paused.
 func TestTransferIsCancelled(t *testing.T) {
-	for _, hang := range []bool{false, true} {
-		b := newLargeBench(t)
-		_, err := b.prepare()
-		require.NoError(t, err)
-		var cancel context.CancelCauseFunc
-		set := cancellable(&cancel)
-		reached := make(chan struct{})
-		var once atomic.Bool
-		b.platform.fault = func(off, _ int64) error {
-			if off < 10*mib || !once.CompareAndSwap(false, true) && !hang {
+	for _, c := range []struct {
+		name   string
+		paused bool
+		hang   bool
+	}{{name: "copying"}, {name: "paused", paused: true}, {name: "hanging", hang: true}} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newLargeBench(t)
+			_, err := b.prepare()
+			require.NoError(t, err)
+			var cancel context.CancelCauseFunc
+			set := cancellable(&cancel)
+			var at time.Time
+			stop := sync.OnceFunc(func() { at = time.Now(); cancel(temporal.NewCanceledError()) })
+			b.engine.limits.Paused = c.paused
+			b.engine.onAsked = func(e *engine) {
+				if c.paused && e.asked == 2 {
+					stop()
+				}
+			}
+			b.platform.fault = func(ctx context.Context, off, _ int64) error {
+				if off >= 10*mib {
+					stop()
+					if c.hang {
+						<-ctx.Done()
+					}
+				}
 				return nil
 			}
-			select {
-			case <-reached:
-			default:
-				close(reached)
-			}
-			return nil
-		}
-		var at time.Time
-		go func() { <-reached; at = time.Now(); cancel(temporal.NewCanceledError()) }()
-		_, err = b.transfer(set)
-		require.True(t, temporal.IsCanceledError(err), "%v", err)
-		require.Less(t, time.Since(at), 2*time.Second)
+			in := b.request()
+			in.Limits.Paused = c.paused
+			_, err = call(b, b.data.TransferDisk, in, set)
+			require.True(t, temporal.IsCanceledError(err), "%v", err)
+			require.Less(t, time.Since(at), 2*time.Second)
+		})
 	}
 }
 
@@ -305,7 +316,7 @@ func TestWorkerStops(t *testing.T) {
 	require.NoError(t, err)
 	stop := make(chan struct{})
 	var once atomic.Bool
-	b.platform.fault = func(off, _ int64) error {
+	b.platform.fault = func(_ context.Context, off, _ int64) error {
 		if off >= 30*mib && once.CompareAndSwap(false, true) {
 			close(stop)
 		}
@@ -329,15 +340,12 @@ func TestWorkerStopsWhileTheSourceHangs(t *testing.T) {
 	b := newLargeBench(t, func(c *Config) { c.StopWithin = 50 * time.Millisecond })
 	_, err := b.prepare()
 	require.NoError(t, err)
-	stop, hang := make(chan struct{}), make(chan struct{})
-	var once atomic.Bool
-	b.platform.fault = func(off, _ int64) error {
+	stop := make(chan struct{})
+	closing := sync.OnceFunc(func() { close(stop) })
+	b.platform.fault = func(ctx context.Context, off, _ int64) error {
 		if off >= 30*mib {
-			if once.CompareAndSwap(false, true) {
-				close(stop)
-				time.AfterFunc(200*time.Millisecond, func() { close(hang) })
-			}
-			<-hang
+			closing()
+			<-ctx.Done()
 		}
 		return nil
 	}
@@ -345,18 +353,17 @@ func TestWorkerStopsWhileTheSourceHangs(t *testing.T) {
 	require.Contains(t, failure(t, err).Message(), "the worker stops")
 }
 
+// A source that stops answering is asked anew.
 func TestStalledSource(t *testing.T) {
 	b := newLargeBench(t, func(c *Config) { c.Stall, c.Heartbeat = 100*time.Millisecond, 100*time.Millisecond })
 	_, err := b.prepare()
 	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	b.platform.fault = func(off, _ int64) error {
+	b.platform.fault = func(ctx context.Context, off, _ int64) error {
 		if off >= 10*mib {
 			<-ctx.Done()
 		}
 		return nil
 	}
-	time.AfterFunc(time.Second, cancel)
 	_, err = b.transfer()
 	app := failure(t, err)
 	require.False(t, app.NonRetryable())

@@ -75,7 +75,7 @@ type Config struct {
 // DefaultConfig is right for a host with a few cores. Data and Host are missing in it.
 func DefaultConfig() Config {
 	return Config{
-		Format: "qcow2", Places: 4, Disks: 8, Memory: 128 << 20,
+		Format: "qcow2", Places: 4, Disks: 8, Memory: 96 << 20,
 		HostAway: 10 * time.Minute, Heartbeat: 10 * time.Second, Stall: 30 * time.Second,
 		CleanWithin: 30 * time.Minute, StopWithin: 10 * time.Second, Paces: DefaultPaces(),
 		LogBytes: 8 << 20, LogKeep: 30 * 24 * time.Hour, SweepPace: time.Minute,

@@ -208,8 +208,8 @@ type platform struct {
 	disk      formats.Image
 	snapshots map[string]providers.SnapshotID
 	read      int64
-	fault     func(off, n int64) error // of reading the disk
-	openErr   error                    // of opening it
+	fault     func(ctx context.Context, off, n int64) error // of reading the disk
+	openErr   error                                         // of opening it
 	vmErr     error
 }
 
@@ -329,7 +329,7 @@ func (r *remote) ReadAt(b []byte, off int64) (int, error) {
 	fault := r.p.fault
 	r.p.mu.Unlock()
 	if fault != nil {
-		if err := fault(off, int64(len(b))); err != nil {
+		if err := fault(r.ctx, off, int64(len(b))); err != nil {
 			return 0, err
 		}
 	}
@@ -355,10 +355,14 @@ func (r *remote) Extents(_ context.Context, off, n int64) iter.Seq2[formats.Exte
 type conns struct {
 	platform  *platform
 	err       error
+	onOpen    func()
 	forgotten []string
 }
 
 func (c *conns) Open(context.Context, string) (providers.Provider, error) {
+	if c.onOpen != nil {
+		c.onOpen()
+	}
 	if c.err != nil {
 		return nil, c.err
 	}
@@ -406,3 +410,6 @@ func (e *engine) Limits(context.Context, string) (job.Limits, error) {
 func (e *engine) Ended(_ context.Context, job string) (bool, error)   { return e.ended[job], e.err }
 func (e *engine) Where(_ context.Context, job string) (string, error) { return e.where[job], e.err }
 func (e *engine) Home(context.Context) (string, error)                { return e.home, nil }
+
+// pass lets time pass, in a test whose time is not real.
+func pass(d time.Duration) { <-time.After(d) }

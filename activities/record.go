@@ -1,7 +1,6 @@
 package activities
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"hypersdk/providers"
 )
@@ -27,25 +25,19 @@ type record struct {
 	Target      Target         `json:"target"`
 }
 
-const recordName = "work.json"
-
 func (s *Site) recordPath(job string) string {
-	return filepath.Join(jobDir(s.jobs(), job), recordName)
+	return jobDir(s.records(), job) + ".json"
 }
 
-// jobs is the folder with a folder for each job that the host has seen.
-func (s *Site) jobs() string { return s.logs.dir }
+// records is the folder with a record for each job that has something on this host.
+func (s *Site) records() string { return filepath.Join(s.Data, "work") }
 
 func (s *Site) writeRecord(r record) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	path := s.recordPath(r.Job)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	return WriteFile(path, b)
+	return WriteFile(s.recordPath(r.Job), b)
 }
 
 // WriteFile replaces a file as a whole, durably, or not at all.
@@ -74,97 +66,6 @@ func (s *Site) dropRecord(job string) error {
 		return err
 	}
 	return nil
-}
-
-// Sweep removes what dead jobs left on this host or because of it, frees their places, and deletes
-// logs that are old enough. What fails is logged and tried the next time.
-func (s *Site) Sweep(ctx context.Context) error {
-	home, err := s.deps.Engine.Home(ctx)
-	if err != nil {
-		return err
-	}
-	for _, job := range s.places.all() {
-		if ended, host, err := s.whereabouts(ctx, job); err == nil && (ended || host != s.Host) {
-			s.places.leave(job)
-		}
-	}
-	entries, err := os.ReadDir(s.jobs())
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		dir := filepath.Join(s.jobs(), e.Name())
-		b, err := os.ReadFile(filepath.Join(dir, recordName))
-		var r record
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			s.forgetLog(dir)
-		case err != nil || json.Unmarshal(b, &r) != nil:
-			s.deps.Log.Warn("the record of a job cannot be read", "file", filepath.Join(dir, recordName), "error", err)
-		case r.Home == home:
-			if err := s.sweep(ctx, r); err != nil {
-				s.deps.Log.Warn("what a job left behind could not be removed yet", "job", r.Job, "error", err)
-			}
-		}
-	}
-	return nil
-}
-
-// whereabouts says whether a job has ended, and else on which host it is; empty: on none now.
-func (s *Site) whereabouts(ctx context.Context, job string) (ended bool, host string, err error) {
-	if ended, err = s.deps.Engine.Ended(ctx, job); err == nil && !ended {
-		host, err = s.deps.Engine.Where(ctx, job)
-	}
-	return ended, host, err
-}
-
-func (s *Site) sweep(ctx context.Context, r record) error {
-	ended, host, err := s.whereabouts(ctx, r.Job)
-	if err != nil {
-		return err
-	}
-	if !ended && (host == s.Host || host == "") {
-		return nil
-	}
-	ctx, done := context.WithCancel(ctx) // the connection is lent for as long
-	defer done()
-	log := s.logger(r.Job)
-	if err := s.discard(r.Job, r.Target, log); err != nil {
-		return err
-	}
-	if ended {
-		if err := s.dropSnapshot(ctx, DropRequest{Job: r.Job, Connection: r.Connection, VM: r.VM, Key: r.SnapshotKey}, log); err != nil {
-			return err
-		}
-		if err := s.deps.Connections.Forget(ctx, r.Connection); err != nil {
-			return err
-		}
-	}
-	log.Info("removed what the job had left on this host", "dir", filepath.Join(r.Target.Output, r.Target.Folder))
-	return s.dropRecord(r.Job)
-}
-
-// forgetLog deletes a job's folder once its log has not grown for as long as logs are kept.
-func (s *Site) forgetLog(dir string) {
-	files, err := s.logs.files(dir)
-	if err != nil {
-		return
-	}
-	for _, f := range files {
-		st, err := os.Stat(filepath.Join(dir, f.name()))
-		if err != nil || time.Since(st.ModTime()) < s.LogKeep {
-			return
-		}
-	}
-	if st, err := os.Stat(dir); err != nil || time.Since(st.ModTime()) < s.LogKeep {
-		return
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		s.deps.Log.Warn("an old log could not be deleted", "dir", dir, "error", err)
-	}
 }
 
 // discard removes the hidden files of a job, if they are this host's to remove, and the folder, if the

@@ -12,7 +12,6 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"time"
 
 	"go.temporal.io/sdk/activity"
@@ -31,6 +30,7 @@ type Site struct {
 	limits  *throttles
 	buffers *formats.Buffers
 	slots   chan struct{} // disks at work
+	swept   sweeps
 }
 
 // limitsPace is how often a running job's limits are asked for.
@@ -38,17 +38,21 @@ const limitsPace = time.Second
 
 // New is a host with this configuration, which must be valid.
 func New(c Config, d Deps) (*Site, error) {
-	if err := os.MkdirAll(filepath.Join(c.Data, "jobs"), 0o700); err != nil {
-		return nil, err
-	}
-	return &Site{
+	s := &Site{
 		Config: c, deps: d,
 		logs:    NewLogs(c.Data, c.LogBytes),
 		places:  NewPlaces(c.Places),
 		limits:  newThrottles(d.Engine.Limits, limitsPace),
 		buffers: formats.NewBuffers(c.Memory),
 		slots:   make(chan struct{}, c.Disks),
-	}, nil
+		swept:   sweeps{pending: map[string]retry{}},
+	}
+	for _, dir := range []string{s.logs.dir, s.records()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // Places are the places of the host.

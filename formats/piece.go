@@ -6,9 +6,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash/adler32"
 	"io"
 	"slices"
+
+	"hypersdk/formats/inflate"
 )
 
 // piece is a stretch of the disk under way: what is known of it when it is planned, what a worker
@@ -375,11 +376,11 @@ func (w *worker) unpackInto(p *piece, ch *Chunk) error {
 		return nil
 	}
 	b := p.data[ch.Off-p.off:][:ch.Len]
-	if err := w.unpack.unpack(b, ch.Packed); err != nil {
+	if err := w.unpack.unpack(b, &ch.Packed); err != nil {
 		return fmt.Errorf("block at %d: %w", ch.Off, err)
 	}
 	if w.packed != nil && !ch.Packed.HasSum {
-		ch.Packed.Sum, ch.Packed.HasSum = adler32.Checksum(b), true
+		ch.Packed.Sum, ch.Packed.HasSum = inflate.Adler32(b), true
 	}
 	return nil
 }

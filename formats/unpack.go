@@ -4,27 +4,28 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash/adler32"
 	"io"
 
-	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
+
+	"hypersdk/formats/inflate"
 )
 
 // unpacker unpacks blocks, one after the other; its state is reused.
 type unpacker struct {
 	in      bytes.Reader
-	deflate io.ReadCloser
+	deflate inflate.Decoder
 	zstd    *zstd.Decoder
 }
 
 // unpack fills dst with the bytes of p, which must be exactly as many, and checks their sum if it is
-// known.
-func (u *unpacker) unpack(dst []byte, p Packed) error {
+// known. What a format stores behind the end of a deflate stream to fill a sector is cut off: where the
+// block goes, it may not be allowed there.
+func (u *unpacker) unpack(dst []byte, p *Packed) error {
 	var err error
 	switch p.Codec {
 	case Deflate:
-		err = u.inflate(dst, p.Bytes)
+		err = u.inflate(dst, p)
 	case Zstd:
 		err = u.unzstd(dst, p.Bytes)
 	default:
@@ -33,22 +34,21 @@ func (u *unpacker) unpack(dst []byte, p Packed) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	if p.HasSum && adler32.Checksum(dst) != p.Sum {
+	if p.HasSum && inflate.Adler32(dst) != p.Sum {
 		return fmt.Errorf("adler-32 of the block does not match: %w", ErrCorrupt)
 	}
 	return nil
 }
 
-func (u *unpacker) inflate(dst, src []byte) error {
-	u.in.Reset(src)
-	if u.deflate == nil {
-		u.deflate = flate.NewReader(&u.in)
-	} else if err := u.deflate.(flate.Resetter).Reset(&u.in, nil); err != nil {
+func (u *unpacker) inflate(dst []byte, p *Packed) error {
+	n, used, err := u.deflate.Inflate(dst, p.Bytes)
+	switch {
+	case err != nil:
 		return err
+	case n < len(dst):
+		return fmt.Errorf("inflate: %d of %d bytes", n, len(dst))
 	}
-	if n, err := io.ReadFull(u.deflate, dst); err != nil {
-		return fmt.Errorf("inflate: %d of %d bytes: %w", n, len(dst), err)
-	}
+	p.Bytes = p.Bytes[:used]
 	return nil
 }
 

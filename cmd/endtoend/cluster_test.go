@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -176,12 +177,8 @@ func TestClusterWorkerIsKilledAndComesBack(t *testing.T) {
 	c.workers[here].kill()
 	c.workers[here] = c.startWorker(here)
 	c.unlimited(id)
-	j := c.end(id, 3*time.Minute)
-	require.Equal(t, job.Completed, j.Status, j.Error)
-	require.Equal(t, c.hosts[here], j.Host, "a worker that comes back in time keeps its job")
-	require.Positive(t, j.Result.Disks[0].Retries)
-	c.same(j, "web-01")
-	require.Empty(t, c.hidden())
+	c.completedOn(here, id) // who comes back in time keeps the job
+	require.Positive(t, c.job(id).Result.Disks[0].Retries)
 	served, err := c.sim.ServedDisk("web-01", 0)
 	require.NoError(t, err)
 	require.LessOrEqual(t, served.Again(), int64(segment), "a kill costs at most one segment of reading")
@@ -198,13 +195,42 @@ func TestClusterWorkerThatStaysAwayLosesItsJob(t *testing.T) {
 	c.workers[here].kill()
 	c.until(id, 2*time.Minute, "the job is on the other host", func(j job.Job) bool { return j.Host == c.hosts[1-here] })
 	c.unlimited(id)
-	j := c.end(id, 3*time.Minute)
-	require.Equal(t, job.Completed, j.Status, j.Error)
-	require.Equal(t, c.hosts[1-here], j.Result.Host)
-	c.same(j, "web-01")
-	require.Empty(t, c.hidden(), "the other host found the files of the first, and took them over")
-	snaps, err := c.sim.Snapshots("web-01")
-	require.NoError(t, err)
-	require.Empty(t, snaps)
+	c.completedOn(1-here, id)
 	require.Contains(t, c.logged(id), "job completed")
+
+	c.workers[here] = c.startWorker(here)
+	c.host(here)
+	c.same(c.job(id), "web-01")
+}
+
+// A host that hangs keeps the files open: whoever takes its job over waits until it has let go of them.
+func TestClusterWorkerThatHungDoesNoHarm(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 120*mib)}}, "--host-away", "5s")
+	s := c.spec("web-01", "raw")
+	s.Options.LimitMBps = 8
+	id := c.submit(s)
+	c.moved(id, 16*mib)
+	here := c.worker(id)
+	require.NoError(t, c.workers[here].cmd.Process.Signal(syscall.SIGSTOP))
+	c.until(id, 2*time.Minute, "the other host waits for the files", func(j job.Job) bool {
+		return j.Host == c.hosts[1-here] && strings.Contains(j.Progress.WaitingFor, "still being written")
+	})
+	require.NoError(t, c.workers[here].cmd.Process.Signal(syscall.SIGCONT))
+	c.unlimited(id)
+	c.completedOn(1-here, id)
+}
+
+// completedOn waits for the job to be completed on a worker, and checks every byte of it.
+func (c *cluster) completedOn(worker int, id string) {
+	c.t.Helper()
+	j := c.end(id, 3*time.Minute)
+	require.Equal(c.t, job.Completed, j.Status, j.Error)
+	require.Equal(c.t, c.hosts[worker], j.Result.Host)
+	require.Empty(c.t, j.Result.Leftover, "the host found the files of the other, and took them over")
+	c.same(j, "web-01")
+	require.Empty(c.t, c.hidden())
+	snaps, err := c.sim.Snapshots("web-01")
+	require.NoError(c.t, err)
+	require.Empty(c.t, snaps)
 }

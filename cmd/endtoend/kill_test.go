@@ -88,8 +88,11 @@ func TestKilledAtRandom(t *testing.T) {
 	for _, id := range []string{web, db} {
 		l.unlimited(id)
 	}
-	l.completed(web, "web-01", 3*time.Minute)
-	l.completed(db, "db-01", 3*time.Minute)
+	for _, id := range []string{web, db} {
+		l.end(id, 3*time.Minute)
+	}
+	l.completed(web, "web-01", time.Minute)
+	l.completed(db, "db-01", time.Minute)
 	for _, d := range []struct {
 		vm   string
 		disk int

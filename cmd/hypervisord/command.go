@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -91,7 +90,7 @@ func root(stdout, stderr io.Writer) *cobra.Command {
 	addFlags(flags, all)
 
 	configured := func() error {
-		if err := load(&cfg, all, flags, source{file: file, lookup: os.LookupEnv}); err != nil {
+		if err := load(&cfg, all, flags, file); err != nil {
 			return err
 		}
 		return cfg.Validate()

@@ -30,6 +30,41 @@ func TestEveryKeyInEverySpelling(t *testing.T) {
 	}
 }
 
+func TestEverySettingByFlagAndByVariable(t *testing.T) {
+	values := map[string]string{"bool": "true", "int": "7", "level": "debug", "string": "/[a, b]", "stringSlice": `/a,"/b,c",/[d]`, "duration": "7s"}
+	check := func(key, text, from string, env map[string]string, args ...string) {
+		cfg, all, err := loadWith(t, "", env, args...)
+		require.NoError(t, err, from)
+		require.Equal(t, from, cfg.origin[key])
+		value := find(all, key).value
+		if list, ok := value.(pflag.SliceValue); ok {
+			require.Equal(t, []string{"/a", "/b,c", "/[d]"}, list.GetSlice(), from)
+			return
+		}
+		require.Equal(t, text, value.String(), from)
+	}
+	def := Default()
+	for _, s := range settings(&def) {
+		text := values[s.value.Type()]
+		if !s.secret {
+			check(s.key, text, "flag --"+s.flag, map[string]string{s.variables()[0]: "x"}, "--"+s.flag+"="+text)
+		}
+		for _, name := range s.variables() {
+			check(s.key, text, "environment "+name, map[string]string{name: text})
+		}
+	}
+}
+
+func TestTextsStayAsTheyAreWritten(t *testing.T) {
+	cfg, _, err := loadWith(t, "Password: 007\nUsername: yes\nThumbprint: 1e5\nAllowedHosts: [0x10, on]\nAllowedOrigins: a,b\n", nil)
+	require.NoError(t, err)
+	require.Equal(t, "007", cfg.Password.Reveal())
+	require.Equal(t, "yes", cfg.Username)
+	require.Equal(t, "1e5", cfg.Thumbprint)
+	require.Equal(t, []string{"0x10", "on"}, cfg.AllowedHosts)
+	require.Equal(t, []string{"a,b"}, cfg.AllowedOrigins)
+}
+
 func TestTheKeysThatUsersKnow(t *testing.T) {
 	cfg, _, err := loadWith(t, `
 VCenterURL: vc.example.com
@@ -192,14 +227,14 @@ func TestTheFileIsLookedFor(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(home, ".config", "hypersdk", "config.yaml"), []byte("DefaultFormat: raw"), 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(xdg, "hypersdk", "config.yaml"), []byte("LogFormat: text"), 0o600))
 
-	cfg, err := loadFrom("", map[string]string{"HOME": home})
+	cfg, _, err := loadFrom(t, "", map[string]string{"HOME": home})
 	require.NoError(t, err)
 	require.Equal(t, "raw", cfg.DefaultFormat)
-	cfg, err = loadFrom("", map[string]string{"HOME": home, "XDG_CONFIG_HOME": xdg})
+	cfg, _, err = loadFrom(t, "", map[string]string{"HOME": home, "XDG_CONFIG_HOME": xdg})
 	require.NoError(t, err)
 	require.Equal(t, "text", cfg.LogFormat)
 	require.Equal(t, "qcow2", cfg.DefaultFormat)
-	_, err = loadFrom(filepath.Join(home, "absent.yaml"), nil)
+	_, _, err = loadFrom(t, filepath.Join(home, "absent.yaml"), nil)
 	require.ErrorContains(t, err, "absent.yaml", "a file that was asked for must be there")
 }
 
@@ -281,28 +316,30 @@ func loadWith(t *testing.T, file string, env map[string]string, args ...string) 
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "config.yaml")
 	require.NoError(t, os.WriteFile(path, []byte(file), 0o600))
+	return loadFrom(t, path, env, args...)
+}
+
+// loadFrom loads in an environment that says env and nothing else.
+func loadFrom(t *testing.T, file string, env map[string]string, args ...string) (Config, []setting, error) {
+	t.Helper()
 	cfg := Default()
 	all := settings(&cfg)
+	silent := []string{"XDG_CONFIG_HOME", "TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE"}
+	for _, s := range all {
+		silent = append(silent, s.variables()...)
+	}
+	for _, name := range silent {
+		t.Setenv(name, "")
+	}
+	for name, v := range env {
+		t.Setenv(name, v)
+	}
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	addFlags(flags, all)
 	require.NoError(t, flags.Parse(args))
-	err := load(&cfg, all, flags, source{file: path, lookup: lookup(env)})
+	err := load(&cfg, all, flags, file)
 	return cfg, all, err
-}
-
-func loadFrom(file string, env map[string]string) (Config, error) {
-	cfg := Default()
-	all := settings(&cfg)
-	err := load(&cfg, all, pflag.NewFlagSet("", pflag.ContinueOnError), source{file: file, lookup: lookup(env)})
-	return cfg, err
-}
-
-func lookup(env map[string]string) func(string) (string, bool) {
-	return func(name string) (string, bool) {
-		v, ok := env[name]
-		return v, ok
-	}
 }
 
 func find(all []setting, key string) setting {

@@ -9,10 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
 	"gopkg.in/yaml.v3"
 
 	"hypersdk/providers/connections"
@@ -23,50 +23,52 @@ const (
 	maxConfigFile  = 1 << 20
 )
 
-// source is where the configuration comes from beside the flags.
-type source struct {
-	file   string // "": the first of the usual places that is there
-	lookup func(name string) (value string, set bool)
-}
-
-// load lays file, environment and flags over the defaults that c holds: all writes into it. Flags have
-// been parsed into c already; what they did not change is taken from the environment, and what that
-// does not say from the file.
-func load(c *Config, all []setting, flags *pflag.FlagSet, src source) error {
-	done := map[string]bool{}
-	for _, s := range all {
-		if f := flags.Lookup(s.flag); f != nil && f.Changed {
-			c.origin[s.key], done[s.key] = "flag --"+s.flag, true
-		}
-	}
-	var errs []error
-	for _, s := range all {
-		for _, name := range s.variables() {
-			v, _ := src.lookup(name)
-			if done[s.key] || strings.TrimSpace(v) == "" {
-				continue
-			}
-			c.origin[s.key], done[s.key] = "environment "+name, true
-			if err := s.set(v); err != nil {
-				errs = append(errs, fmt.Errorf("environment variable %s: %w", name, err))
-			}
-		}
-	}
-	for _, name := range []string{"TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE"} {
-		if v, _ := src.lookup(name); v != "" {
-			c.origin["TemporalProfile"] = "environment " + name
-		}
-	}
-	file, content, err := findFile(src)
+// load lays file, environment and flags over the defaults that c holds: all writes into it. Viper says
+// which of them counts for a setting, but not which it was: c.origin is kept beside it. An empty file
+// is the first of the usual ones that is there.
+func load(c *Config, all []setting, flags *pflag.FlagSet, file string) error {
+	file, content, err := findFile(file)
 	if err != nil {
 		return err
 	}
 	c.file = file
-	errs = append(errs, loadFile(c, all, done, file, content)...)
+	said, errs := readFile(c, all, content)
+	v := viper.New()
+	if err := errors.Join(v.BindPFlags(flags), v.MergeConfigMap(said)); err != nil {
+		return err
+	}
+	for _, s := range all {
+		v.MustBindEnv(append([]string{s.flag}, s.variables()...)...)
+		if !v.IsSet(s.flag) {
+			continue
+		}
+		where := c.origin[s.key] // in the file
+		if flags.Changed(s.flag) {
+			c.origin[s.key] = "flag --" + s.flag
+		} else if name := firstSet(s.variables()...); name != "" {
+			c.origin[s.key], where = "environment "+name, "environment variable "+name
+		}
+		if err := s.set(v.Get(s.flag)); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", where, err))
+		}
+	}
+	if name := firstSet("TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE"); name != "" {
+		c.origin["TemporalProfile"] = "environment " + name
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	return c.makeAbsolute()
+}
+
+// firstSet is the variable that says something, of several for the same: the one that viper takes, too.
+func firstSet(names ...string) string {
+	for _, name := range names {
+		if os.Getenv(name) != "" {
+			return name
+		}
+	}
+	return ""
 }
 
 // makeAbsolute lets relative paths start at the working folder.
@@ -89,24 +91,24 @@ func (c *Config) makeAbsolute() error {
 }
 
 // usualFiles are where the configuration file is looked for.
-func usualFiles(lookup func(string) (string, bool)) []string {
+func usualFiles() []string {
 	var files []string
-	if d, _ := lookup("XDG_CONFIG_HOME"); filepath.IsAbs(d) {
+	if d := os.Getenv("XDG_CONFIG_HOME"); filepath.IsAbs(d) {
 		files = append(files, filepath.Join(d, "hypersdk", "config.yaml"))
-	} else if d, _ := lookup("HOME"); filepath.IsAbs(d) {
+	} else if d := os.Getenv("HOME"); filepath.IsAbs(d) {
 		files = append(files, filepath.Join(d, ".config", "hypersdk", "config.yaml"))
 	}
 	return append(files, "/etc/hypersdk/config.yaml")
 }
 
-func findFile(src source) (name string, content []byte, err error) {
-	files := []string{src.file}
-	if src.file == "" {
-		files = usualFiles(src.lookup)
+func findFile(file string) (name string, content []byte, err error) {
+	files := []string{file}
+	if file == "" {
+		files = usualFiles()
 	}
 	for _, name := range files {
 		f, err := os.Open(name)
-		if errors.Is(err, fs.ErrNotExist) && src.file == "" {
+		if errors.Is(err, fs.ErrNotExist) && file == "" {
 			continue
 		}
 		if err != nil {
@@ -125,50 +127,50 @@ func findFile(src source) (name string, content []byte, err error) {
 	return "", nil, nil
 }
 
-// loadFile sets what is not done yet from a file in YAML, and says everything that is wrong in it.
-func loadFile(c *Config, all []setting, done map[string]bool, file string, content []byte) []error {
+// readFile finds the value of each setting in a file in YAML, by its flag, and says what is wrong with
+// the keys. Values stay as they are written, for 007 may be a password; so do the names of connections,
+// which viper would write small.
+func readFile(c *Config, all []setting, content []byte) (said map[string]any, errs []error) {
 	var doc yaml.Node
 	err := yaml.NewDecoder(bytes.NewReader(content)).Decode(&doc)
 	if errors.Is(err, io.EOF) {
-		return nil // empty
+		return nil, nil // empty
 	}
 	if err != nil {
-		return []error{fmt.Errorf("configuration file %s is not YAML: %s", file, strings.TrimPrefix(err.Error(), "yaml: "))}
+		return nil, []error{fmt.Errorf("configuration file %s is not YAML: %s", c.file, strings.TrimPrefix(err.Error(), "yaml: "))}
 	}
 	root := doc.Content[0]
 	if root.Kind != yaml.MappingNode {
-		return []error{fmt.Errorf("configuration file %s must be a list of keys and values", file)}
+		return nil, []error{fmt.Errorf("configuration file %s must be a list of keys and values", c.file)}
 	}
 	byName := map[string]setting{}
 	for _, s := range all {
 		byName[normal(s.key)] = s
 	}
-	var errs []error
+	said = map[string]any{}
 	seen := map[string]bool{}
 	for i := 0; i < len(root.Content); i += 2 {
 		key, value := root.Content[i], root.Content[i+1]
-		fail := func(err error) { errs = append(errs, fmt.Errorf("%s, line %d: %w", file, key.Line, err)) }
-		name := normal(key.Value)
+		name, line := normal(key.Value), fmt.Sprintf("%s, line %d", c.file, key.Line)
 		s, known := byName[name]
+		var err error
 		switch {
 		case seen[name]:
-			fail(fmt.Errorf("%s is given twice", key.Value))
+			err = fmt.Errorf("%s is given twice", key.Value)
 		case name == normal(connectionsKey):
-			c.origin[connectionsKey] = fmt.Sprintf("%s, line %d", file, key.Line)
-			if c.Connections, err = decodeConnections(value); err != nil {
-				fail(err)
-			}
-		case !known:
-			fail(unknownKey(key.Value, all))
-		case !done[s.key]:
-			c.origin[s.key] = fmt.Sprintf("%s, line %d", file, key.Line)
-			if err := s.setNode(value); err != nil {
-				fail(err)
-			}
+			c.origin[connectionsKey] = line
+			c.Connections, err = decodeConnections(value)
+		case known:
+			c.origin[s.key], said[s.flag] = line, value
+		default:
+			err = unknownKey(key.Value, all)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", line, err))
 		}
 		seen[name] = true
 	}
-	return errs
+	return said, errs
 }
 
 // setNode gives a setting a value from a file.
@@ -186,7 +188,7 @@ func (s setting) setNode(n *yaml.Node) error {
 	case n.Kind == yaml.ScalarNode && n.Tag != "!!null":
 		var b bool
 		if s.value.Type() == "bool" && n.Decode(&b) == nil { // as YAML spells it
-			return s.set(strconv.FormatBool(b))
+			return s.set(b)
 		}
 		if isList {
 			return list.Replace([]string{n.Value})

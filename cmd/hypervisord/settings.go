@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"gopkg.in/yaml.v3"
 )
 
 // A setting is one thing that can be configured, by a flag, the environment, or a line of the
@@ -114,8 +115,15 @@ func (s setting) kind() string {
 	return "a text"
 }
 
-// set gives the setting a value in text.
-func (s setting) set(text string) error {
+// set gives the setting a value: a text, what is one when it is written down, a list, or YAML.
+func (s setting) set(value any) error {
+	switch v := value.(type) {
+	case *yaml.Node:
+		return s.setNode(v)
+	case []string:
+		return s.value.(pflag.SliceValue).Replace(v)
+	}
+	text := fmt.Sprint(value)
 	if s.value.Set(text) != nil {
 		if s.secret {
 			return fmt.Errorf("%s must be %s", s.key, s.kind())

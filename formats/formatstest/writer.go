@@ -158,13 +158,17 @@ func (h Harness) misfits(t *testing.T) {
 	require.Error(t, err, "a disk of negative size")
 	_, err = h.Format.Create(t.Context(), NewMemFile(), size, h.Options, formats.Checkpoint{Off: block, Token: "\x00nonsense"})
 	require.Error(t, err, "a checkpoint of nobody")
-	if cp, err := w.Checkpoint(block); err == nil && cp != (formats.Checkpoint{}) {
+	// Refusals harm nobody.
+	d := NewDisk(41, size)
+	half := size / 2 / max(block, page) * max(block, page)
+	require.NoError(t, Fill(w, d, 0, half))
+	cp, err := w.Checkpoint(half)
+	require.NoError(t, err)
+	if cp != (formats.Checkpoint{}) {
 		_, err = h.Format.Create(t.Context(), NewMemFile(), size, h.Options, cp)
 		require.Error(t, err, "a checkpoint of another file")
 	}
-	// Refusals harm nobody.
-	d := NewDisk(41, size)
-	require.NoError(t, Fill(w, d, 0, size))
+	require.NoError(t, Fill(w, d, half, size))
 	require.NoError(t, w.Commit(t.Context()))
 	require.NoError(t, w.Close())
 	require.NoError(t, w.Close(), "closing twice")

@@ -18,8 +18,8 @@ const defaultDeflate = 6
 // packedWriter writes packed clusters besides plain ones.
 type packedWriter struct {
 	*writer
-	deflaters sync.Pool // of *deflater
-	scratch   sync.Pool // of *[]byte, a cluster each
+	deflaters chan *deflater // spare ones: large, so one a core is kept and no more
+	scratch   sync.Pool      // of *[]byte, a cluster each
 	level     int
 	zstd      *zstd.Encoder
 	unpack    unpacker
@@ -28,7 +28,7 @@ type packedWriter struct {
 var _ formats.PackedWriter = (*packedWriter)(nil)
 
 func newPackedWriter(w *writer, level int) (*packedWriter, error) {
-	p := &packedWriter{writer: w, level: level}
+	p := &packedWriter{writer: w, level: level, deflaters: make(chan *deflater, runtime.GOMAXPROCS(0))}
 	p.scratch.New = func() any {
 		b := make([]byte, w.cluster())
 		return &b
@@ -73,12 +73,17 @@ func (p *packedWriter) Pack(buf, block []byte) (formats.Packed, bool) {
 		buf = p.zstd.EncodeAll(block, buf[:0])
 		return formats.Packed{Codec: formats.Zstd, Bytes: buf}, int64(len(buf)) < p.cluster()
 	}
-	d, _ := p.deflaters.Get().(*deflater)
-	if d == nil {
+	var d *deflater
+	select {
+	case d = <-p.deflaters:
+	default:
 		d = newDeflater(p.level)
 	}
-	defer p.deflaters.Put(d)
 	buf, ok := d.pack(buf[:0], block)
+	select {
+	case p.deflaters <- d:
+	default:
+	}
 	return formats.Packed{Codec: formats.Deflate, Bytes: buf}, ok
 }
 

@@ -105,10 +105,13 @@ func (m *image) readBelow(b []byte, off int64) error {
 	return fmt.Errorf("vmdk: parent %s: %w", m.parent.Name, err)
 }
 
-// unpacker reads and unpacks one grain at a time.
+// unpacker reads and unpacks one grain at a time, and remembers the last one of which a part was asked
+// for: small reads come in a row.
 type unpacker struct {
 	decoder    inflate.Decoder
 	raw, plain []byte
+	of         *grains // whose grain plain is; nil: nobody's
+	no         int64
 }
 
 // readPacked unpacks the grain of p and answers the part of it that p is.
@@ -118,6 +121,10 @@ func (m *image) readPacked(g *grains, p piece, b []byte) error {
 		u = new(unpacker)
 	}
 	defer m.unpackers.Put(u)
+	if u.of == g && u.no == p.no {
+		copy(b, u.plain[p.skip:])
+		return nil
+	}
 	z, err := g.load(p, &u.raw)
 	if err != nil {
 		return err
@@ -125,10 +132,10 @@ func (m *image) readPacked(g *grains, p piece, b []byte) error {
 	if p.skip == 0 && int64(len(b)) == g.grain {
 		_, err = unpack(&u.decoder, b, z, g.grain)
 	} else {
-		u.plain = sized(u.plain, g.grain)
-		var plain []byte
-		if plain, err = unpack(&u.decoder, u.plain, z, p.full); err == nil {
-			copy(b, plain[p.skip:])
+		u.of, u.plain = nil, sized(u.plain, g.grain)
+		if _, err = unpack(&u.decoder, u.plain, z, p.full); err == nil {
+			u.of, u.no = g, p.no
+			copy(b, u.plain[p.skip:p.full])
 		}
 	}
 	if err != nil {
@@ -219,7 +226,7 @@ func (m *image) trim(z []byte, grain int64) ([]byte, error) {
 		u = new(unpacker)
 	}
 	defer m.unpackers.Put(u)
-	u.plain = sized(u.plain, grain)
+	u.of, u.plain = nil, sized(u.plain, grain)
 	n, used, err := u.decoder.Zlib(u.plain, z)
 	if err != nil || int64(n) != grain {
 		return nil, fmt.Errorf("%d bytes instead of %d: %w", n, grain, errors.Join(formats.ErrCorrupt, err))

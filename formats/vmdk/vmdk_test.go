@@ -30,7 +30,7 @@ func TestStreamOptimized(t *testing.T) {
 		Options:     formats.CreateOptions{Subformat: vmdk.StreamOptimized},
 		Qemu:        "vmdk",
 		QemuOptions: []string{"-o", "subformat=streamOptimized"},
-		Sizes:       []int64{32 << 20, 32<<20 + 512, 97<<20 - 512},
+		Sizes:       []int64{32<<20 + 512},
 		Ascending:   true,
 	})
 }
