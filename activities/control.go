@@ -75,7 +75,7 @@ func (c *Control) Inspect(ctx context.Context, in InspectRequest) (Facts, error)
 		if err != nil {
 			return Facts{}, err
 		}
-		f := Facts{Kind: p.Kind(), Capabilities: providers.Capabilities(p), VM: bounded(vm), Format: c.formatFacts(ctx, in)}
+		f := Facts{Kind: p.Kind(), Capabilities: providers.Capabilities(p), VM: bounded(vm), Format: c.formatFacts(ctx, in, vm)}
 		if src, ok := p.(providers.DiskSource); ok {
 			if f.Transports, err = src.Transports(ctx, vm); err != nil {
 				return Facts{}, err
@@ -96,8 +96,9 @@ func bounded(vm providers.VM) providers.VM {
 	return vm
 }
 
-// formatFacts lays an empty disk out in memory to see whether the format can do what was asked for.
-func (c *Control) formatFacts(ctx context.Context, in InspectRequest) FormatFacts {
+// formatFacts lays a disk as large as the VM's largest out in memory, empty, to see whether the format
+// can do what was asked for.
+func (c *Control) formatFacts(ctx context.Context, in InspectRequest, vm providers.VM) FormatFacts {
 	f, err := c.deps.Format(in.Format)
 	if err != nil {
 		return FormatFacts{Name: in.Format, Why: err.Error()}
@@ -107,14 +108,16 @@ func (c *Control) formatFacts(ctx context.Context, in InspectRequest) FormatFact
 		facts.Why = fmt.Sprintf("format %s can only be read", f.Name)
 		return facts
 	}
-	t := Target{Compress: in.Spec.Compress, Thick: in.Spec.Thin != nil && !*in.Spec.Thin}
-	w, err := f.Create(ctx, &scratch{}, formats.BlockSize, t.createOptions(), formats.Checkpoint{})
-	if err != nil {
-		facts.Why = fmt.Sprintf("the disks cannot be written as asked: %v", err)
-		return facts
+	var size int64
+	for _, d := range vm.Disks {
+		size = max(size, d.Size)
 	}
-	if err := w.Close(); err != nil {
-		facts.Why = err.Error()
+	w, err := f.Create(ctx, newScratch(), size, Target{Compress: in.Spec.Compress}.createOptions(), formats.Checkpoint{})
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil && !errors.Is(err, errScratch) {
+		facts.Why = fmt.Sprintf("the disks cannot be written as asked: %v", err)
 	}
 	return facts
 }
@@ -124,9 +127,6 @@ func (t Target) createOptions() formats.CreateOptions {
 	var o formats.CreateOptions
 	if t.Compress {
 		o.Compression = "zlib"
-	}
-	if t.Thick {
-		o.Prealloc = "full"
 	}
 	return o
 }
@@ -166,6 +166,11 @@ func (c *Control) Prepare(ctx context.Context, in PrepareRequest) (Prepared, err
 		}
 		if err := f.room(in); err != nil {
 			return Prepared{}, final(err)
+		}
+		if in.Target.Thick {
+			if err := f.tryReserve(); err != nil {
+				return Prepared{}, err
+			}
 		}
 		log.Info("output folder is ready", "dir", f.path, "needs about", bytesText(in.Need))
 		return out, nil

@@ -68,12 +68,14 @@ func TestInspect(t *testing.T) {
 
 func TestInspectTriesTheFormat(t *testing.T) {
 	b := newBench(t)
+	b.platform.vm.Disks[0].Size = 8 << 40 // far more than can be held
 	for _, c := range []struct {
 		name   string
 		format string
 		spec   job.Spec
 		why    string
 	}{
+		{"large", "raw", job.Spec{}, ""},
 		{"unknown", "floppy", job.Spec{}, "there is no such format"},
 		{"raw compressed", "raw", job.Spec{Compress: true}, "the disks cannot be written as asked: raw: compression"},
 	} {
@@ -81,6 +83,9 @@ func TestInspectTriesTheFormat(t *testing.T) {
 			c.spec.VMPath = "web-01"
 			f, err := call(b, b.control.Inspect, InspectRequest{Job: "job-1", Spec: c.spec, Format: c.format})
 			require.NoError(t, err)
+			if c.why == "" {
+				require.Empty(t, f.Format.Why)
+			}
 			require.Contains(t, f.Format.Why, c.why)
 		})
 	}
@@ -145,6 +150,29 @@ func TestPrepareRefuses(t *testing.T) {
 			require.True(t, app.NonRetryable())
 			require.Contains(t, app.Message(), c.want)
 		})
+	}
+}
+
+func TestThickDisk(t *testing.T) {
+	b := newBench(t)
+	b.platform.disk = empty{b.platform.disk}
+	for _, thick := range []bool{false, true} {
+		in := b.request()
+		in.Target.Thick = thick
+		_, err := b.prepare(func(p *PrepareRequest) { p.Target.Thick = thick })
+		require.NoError(t, err)
+		_, err = call(b, b.data.TransferDisk, in)
+		require.NoError(t, err)
+		st, err := os.Stat(b.path(".web-01-disk-1.raw.part"))
+		require.NoError(t, err)
+		require.Equal(t, in.Size, st.Size())
+		if thick {
+			require.GreaterOrEqual(t, allocated(st), in.Size, "the space is taken")
+		} else {
+			require.Less(t, allocated(st), int64(mib), "zeros take no space")
+		}
+		b.sameAsSource(b.path(".web-01-disk-1.raw.part"))
+		require.NoError(t, do(b, b.control.Discard, DiscardRequest{Job: "job-1", Target: b.target()}))
 	}
 }
 

@@ -243,6 +243,18 @@ func (d noise) ReadAt(b []byte, off int64) (int, error) {
 	return int(n), nil
 }
 
+// empty is a disk of zeros.
+type empty struct{ formats.Image }
+
+func (d empty) ReadAt(b []byte, off int64) (int, error) {
+	n := min(int64(len(b)), d.Size()-off)
+	clear(b[:n])
+	if n < int64(len(b)) {
+		return int(n), io.EOF
+	}
+	return int(n), nil
+}
+
 // newLargeBench has a disk of more than one segment.
 func newLargeBench(t *testing.T, change ...func(*Config)) *bench {
 	t.Helper()

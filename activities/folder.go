@@ -192,6 +192,35 @@ func (f *folder) rename(from, to string, replace bool) error {
 	return err
 }
 
+// reserve takes the space of the first n bytes of a file, in whatever format they will be written.
+func reserve(file *os.File, n int64) error {
+	if n == 0 {
+		return nil
+	}
+	for {
+		err := unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+			return refuse(providers.Unsupported, "the file system of %s cannot reserve space; leave out thin: false", file.Name())
+		case err != nil:
+			return &fs.PathError{Op: "reserve", Path: file.Name(), Err: err}
+		}
+		return nil
+	}
+}
+
+// tryReserve says whether space can be reserved in the folder.
+func (f *folder) tryReserve() error {
+	file, err := f.open(claimName, os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	return reserve(file, 1)
+}
+
 func syncDir(r *os.Root) error {
 	d, err := r.Open(".")
 	if err != nil {

@@ -200,6 +200,11 @@ func (p *part) copyTo(ctx context.Context, format formats.Format, in TransferReq
 		return formats.Result{}, formats.Digest{}, err
 	}
 	defer w.Close()
+	if in.Target.Thick {
+		if err := reserve(p.file, in.Size); err != nil {
+			return formats.Result{}, formats.Digest{}, err
+		}
+	}
 	opt.From, opt.Digests, opt.Durable = p.from, p.digests, p.durable
 	res, err := formats.Copy(ctx, w, src, opt)
 	if err != nil {

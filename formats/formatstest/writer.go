@@ -43,7 +43,7 @@ func (h Harness) packs(t *testing.T) {
 	require.Implements(t, (*formats.PackedWriter)(nil), w)
 	p := w.(formats.PackedWriter)
 	block := w.BlockSize()
-	blocks := make([][]byte, 24)
+	blocks := make([][]byte, min(max(4<<20/block, 4), 24))
 	for i := range blocks {
 		d := &Disk{size: block, parts: []part{{end: block, style: style(1 + i%3), seed: uint64(i)}}}
 		blocks[i] = make([]byte, block)

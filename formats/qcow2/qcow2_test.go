@@ -37,7 +37,7 @@ func TestExam(t *testing.T) {
 		},
 		"clusters of 2 MiB, zlib": {
 			Options:     formats.CreateOptions{ClusterSize: 2 << 20, Compression: "zlib"},
-			QemuOptions: []string{"-c", "-o", "cluster_size=2M"},
+			QemuOptions: []string{"-c", "-o", "cluster_size=2M"}, MaxSize: 100 << 20,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

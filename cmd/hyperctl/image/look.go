@@ -176,13 +176,6 @@ func (l *cli) printReport(w io.Writer, r checked) error {
 	return nil
 }
 
-// mapped is a stretch of a disk as it is printed.
-type mapped struct {
-	Start  int64  `json:"start"`
-	Length int64  `json:"length"`
-	Kind   string `json:"kind"`
-}
-
 func (l *cli) mapCommand() *cobra.Command {
 	var format string
 	c := &cobra.Command{

@@ -57,13 +57,6 @@ func (p *progress) at(now formats.Progress) {
 	}
 }
 
-// done is how far the conversion came.
-func (p *progress) done() int64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.now.Done
-}
-
 // finish ends the line.
 func (p *progress) finish(whole bool) {
 	p.mu.Lock()
