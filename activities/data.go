@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -32,7 +34,8 @@ func (d *Data) TransferDisk(ctx context.Context, in TransferRequest) (out Transf
 	t := &transfer{Site: d.Site, in: in, m: newMeter(job.DiskProgress{
 		Disk: string(in.Ref.Disk), File: in.File, Phase: job.Transfer, Total: in.Size, Attempt: attempt,
 	})}
-	t.m.prior = readBefore(ctx)
+	t.prior = d.readBefore(in)
+	defer t.noteRead()
 	var leave func()
 	t.limit, leave = d.limits.join(in.Job, in.Limits)
 	defer leave()
@@ -54,14 +57,27 @@ func (d *Data) TransferDisk(ctx context.Context, in TransferRequest) (out Transf
 	return out, d.failed(ctx, log, TransferActivity, t.explain(ctx, work, err))
 }
 
-// readBefore is what earlier attempts read.
-func readBefore(ctx context.Context) int64 {
-	var p job.DiskProgress
-	var all int64
-	if activity.HasHeartbeatDetails(ctx) && activity.GetHeartbeatDetails(ctx, &p, &all) == nil {
-		return all
+// readPath is where it is noted how much of a disk was read.
+func (s *Site) readPath(in TransferRequest) string {
+	return filepath.Join(jobDir(s.logs.dir, in.Job), filepath.Base(in.File)+".read")
+}
+
+// readBefore is what earlier attempts on this host read.
+func (s *Site) readBefore(in TransferRequest) int64 {
+	b, err := os.ReadFile(s.readPath(in))
+	if err != nil {
+		return 0
 	}
-	return 0
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// noteRead notes what all attempts have read: a figure for people, so an error is none.
+func (t *transfer) noteRead() {
+	_ = os.WriteFile(t.readPath(t.in), strconv.AppendInt(nil, t.prior+t.m.now().Read, 10), 0o600)
 }
 
 // transfer is one attempt to copy a disk.
@@ -71,6 +87,7 @@ type transfer struct {
 	m     *meter
 	limit *throttle
 	part  *part
+	prior int64 // read by earlier attempts
 }
 
 func (t *transfer) run(ctx context.Context, began func(from int64)) (Transferred, error) {
@@ -109,7 +126,7 @@ func (t *transfer) run(ctx context.Context, began func(from int64)) (Transferred
 	}
 	p := t.m.now()
 	return Transferred{
-		Digest: sum.String(), Read: t.m.prior + p.Read, Stored: st.Size(), Inode: inode(t.part.file), ResumedFrom: p.ResumedFrom,
+		Digest: sum.String(), Read: t.prior + p.Read, Stored: st.Size(), Inode: inode(t.part.file), ResumedFrom: p.ResumedFrom,
 	}, nil
 }
 
@@ -152,6 +169,7 @@ func (t *transfer) copy(ctx context.Context, format formats.Format, src formats.
 	if workers == 0 {
 		workers = t.Workers
 	}
+	t.part.advanced = t.noteRead
 	_, sum, err := t.part.copyTo(ctx, format, t.in, src, formats.CopyOptions{
 		Workers: workers, Buffers: t.buffers, Progress: t.m.progress, Stop: stop,
 		Pace: func(ctx context.Context, n int64) error { return t.limit.wait(ctx, stop, t.m, n) },

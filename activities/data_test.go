@@ -21,7 +21,6 @@ import (
 	"hypersdk/formats"
 	"hypersdk/formats/formatstest"
 	"hypersdk/providers"
-	"hypersdk/workflows/job"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -441,16 +440,20 @@ func TestEmptyDisk(t *testing.T) {
 	require.Equal(t, hex.EncodeToString(empty[:]), v.SHA256)
 }
 
+// What is said to have been read is what the platform served, whatever the attempts.
 func TestReadOfAllAttempts(t *testing.T) {
-	b := newBench(t)
+	b := newLargeBench(t)
 	_, err := b.prepare()
 	require.NoError(t, err)
-	got, err := b.transfer(func(env *testsuite.TestActivityEnvironment) {
-		// As the server keeps it: the progress, and what all attempts have read.
-		env.SetHeartbeatDetails(job.DiskProgress{Read: 5})
-	})
+	b.platform.fault = cut(30 * mib)
+	_, err = b.transfer()
+	require.Error(t, err)
+	noted := b.site.readBefore(b.request())
+	require.Positive(t, noted)
+	got, err := b.transfer()
 	require.NoError(t, err)
-	require.Equal(t, b.platform.disk.Size(), got.Read, "details of another shape are ignored")
+	require.InDelta(t, b.platform.read, got.Read, 16*mib, "but for what was under way when the connection broke")
+	require.Greater(t, got.Read, b.platform.disk.Size()-got.ResumedFrom)
 }
 
 func TestReasonOf(t *testing.T) {

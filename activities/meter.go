@@ -17,7 +17,6 @@ import (
 type meter struct {
 	mu      sync.Mutex
 	p       job.DiskProgress
-	prior   int64 // read by earlier attempts
 	last    formats.Progress
 	moved   time.Time
 	waits   int // who waits on purpose: paused, limited, in a queue
@@ -98,12 +97,6 @@ func (m *meter) touch() {
 	m.moved = time.Now()
 }
 
-// beat tells the server how far the disk has come, and, for the next attempt, what all have read.
-func (m *meter) beat(ctx context.Context) {
-	p := m.now()
-	activity.RecordHeartbeat(ctx, p, m.prior+p.Read)
-}
-
 // now is the progress with its rate.
 func (m *meter) now() job.DiskProgress {
 	m.mu.Lock()
@@ -149,7 +142,7 @@ func (c Config) watch(ctx context.Context, m *meter) (context.Context, func()) {
 		defer tick.Stop()
 		stop := activity.GetWorkerStopChannel(ctx)
 		var late <-chan time.Time
-		m.beat(ctx)
+		activity.RecordHeartbeat(ctx, m.now())
 		for {
 			select {
 			case <-ctx.Done():
@@ -165,7 +158,7 @@ func (c Config) watch(ctx context.Context, m *meter) (context.Context, func()) {
 					cut(refuse(providers.Unavailable, "no byte has moved for %s", c.Stall))
 					return
 				}
-				m.beat(ctx)
+				activity.RecordHeartbeat(ctx, m.now())
 			}
 		}
 	}()

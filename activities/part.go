@@ -31,6 +31,8 @@ type part struct {
 	from    formats.Checkpoint
 	sealed  formats.Digest // of a disk that is complete
 	whole   bool
+	// advanced is told when a checkpoint is durable.
+	advanced func()
 }
 
 // identity is everything that the bytes of a part depend on: a journal of other bytes is worth nothing.
@@ -48,7 +50,7 @@ func (s *Site) openPart(in TransferRequest) (_ *part, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &part{folder: f, job: in.Job, host: s.Host, name: in.File}
+	p := &part{folder: f, job: in.Job, host: s.Host, name: in.File, advanced: func() {}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())
@@ -149,7 +151,11 @@ func (p *part) durable(cp formats.Checkpoint) error {
 	if err := p.stillMine(); err != nil {
 		return err
 	}
-	return p.journal.Record(cp)
+	if err := p.journal.Record(cp); err != nil {
+		return err
+	}
+	p.advanced()
+	return nil
 }
 
 func (p *part) gone() error {

@@ -75,7 +75,8 @@ func (s *Server) enliven(j *job.Job, d *workflowservice.DescribeWorkflowExecutio
 			}
 			if why != "" {
 				beat.Waiting = why
-			} else if beat.Waiting != "" {
+			} else if beat.Waiting != "" && (beat.Waiting != "paused" || p.Paused) {
+				// A heartbeat may be older than the end of a pause.
 				rests = append(rests, beat.Waiting)
 			}
 			moving = moving || beat.RateMBps > 0
@@ -135,12 +136,17 @@ func total(p *job.Progress) {
 	for _, d := range p.Disks {
 		size += d.Total
 		switch at := stage(d.Phase); {
-		case now == copied || at > now:
+		case now == copied:
+			// After the last byte, or after a failure: what was reached stands.
+			done += min(d.Done, d.Total)
+		case at > now:
 			done += d.Total
 		case at == now:
 			done += min(d.Done, d.Total)
 		}
-		rate += d.RateMBps
+		if now != copied {
+			rate += d.RateMBps
+		}
 		if p.CurrentFile == "" && d.Done < d.Total {
 			p.CurrentFile = d.File
 		}
@@ -187,8 +193,11 @@ func (s *Server) trouble(a *workflowpb.PendingActivityInfo) string {
 	if f := a.GetLastFailure(); f != nil && a.GetAttempt() > 1 {
 		why := s.failures.FailureToError(f).Error()
 		var reason string
-		if app := f.GetApplicationFailureInfo(); app != nil {
+		switch app := f.GetApplicationFailureInfo(); {
+		case app != nil:
 			reason, why = app.GetType(), plainMessage(why, app.GetType())
+		case f.GetTimeoutFailureInfo() != nil:
+			why = "a worker: the last one stopped answering"
 		}
 		return retrying(providers.Reason(reason), why, a, now)
 	}
