@@ -156,7 +156,7 @@ type TransferRequest struct {
 // Transferred is a disk that was copied; it is still hidden.
 type Transferred struct {
 	Digest      string `json:"digest"`
-	Read        int64  `json:"read"`   // all attempts that this host knows of
+	Read        int64  `json:"read"`   // all attempts on this host, but for what a kill cut off
 	Stored      int64  `json:"stored"` // size of the file
 	Inode       uint64 `json:"inode"`
 	Attempts    int32  `json:"attempts"`

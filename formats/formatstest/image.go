@@ -180,12 +180,12 @@ func sameRead(img formats.Image, want *Disk, off, n int64) error {
 	m, err := img.ReadAt(got, off)
 	if errors.Is(expErr, formats.ErrAbsent) {
 		if !errors.Is(err, formats.ErrAbsent) {
-			return fmt.Errorf("read of %d bytes at %d, partly absent: error is %v", n, off, err)
+			return fmt.Errorf("read of %d bytes at %d, partly absent: error is %w", n, off, err)
 		}
 		return nil
 	}
 	if noEOF(err) != nil || int64(m) != n || !bytes.Equal(got, exp) {
-		return fmt.Errorf("read of %d bytes at %d: %d bytes, error %v, equal %t", n, off, m, err, bytes.Equal(got, exp))
+		return fmt.Errorf("read of %d bytes at %d: %d bytes, equal %t, error %w", n, off, m, bytes.Equal(got, exp), err)
 	}
 	return nil
 }

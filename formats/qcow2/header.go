@@ -54,24 +54,23 @@ type header struct {
 	clusterBits uint
 	size        int64 // of the disk
 
-	l1Entries      int64
-	l1Off          int64
-	reftableOff    int64
-	reftableBytes  int64
-	refcountOrder  uint // refcounts are 1<<order bits wide
-	snapshots      uint32
-	snapshotsOff   int64
-	incompat       uint64
-	compat         uint64
-	autoclear      uint64
-	length         int64
-	compression    uint8
-	backing        string
-	backingFmt     string
-	bitmaps        bitmapsExt
-	featureNames   map[featureKey]string
-	fileSize       int64
-	extensionsSeen int
+	l1Entries     int64
+	l1Off         int64
+	reftableOff   int64
+	reftableBytes int64
+	refcountOrder uint // refcounts are 1<<order bits wide
+	snapshots     uint32
+	snapshotsOff  int64
+	incompat      uint64
+	compat        uint64
+	autoclear     uint64
+	length        int64
+	compression   uint8
+	backing       string
+	backingFmt    string
+	bitmaps       bitmapsExt
+	featureNames  map[featureKey]string
+	fileSize      int64
 }
 
 type featureKey struct{ kind, bit uint8 }

@@ -358,6 +358,6 @@ func (w *writer) commit(ctx context.Context) error {
 
 // Close releases the writer.
 func (w *writer) Close() error {
-	w.fail(fs.ErrClosed)
+	_ = w.fail(fs.ErrClosed)
 	return nil
 }

@@ -281,6 +281,6 @@ func (w *writer) Commit(ctx context.Context) error {
 }
 
 func (w *writer) Close() error {
-	w.fail(fs.ErrClosed)
+	_ = w.fail(fs.ErrClosed)
 	return nil
 }

@@ -19,12 +19,12 @@ func TestSecondRunHasTheSameVMs(t *testing.T) {
 		{Name: "web-02", PoweredOff: true},
 	}}
 	type facts struct {
-		id, print   string
-		power       types.VirtualMachinePowerState
-		chain       []string
-		a, b, now   []byte
-		snapshots   []vspheretest.Snapshot
-		disks, uuid string
+		id, print string
+		power     types.VirtualMachinePowerState
+		chain     []string
+		a, b, now []byte
+		snapshots []vspheretest.Snapshot
+		uuid      string
 	}
 	look := func(s *vspheretest.Server) facts {
 		c := login(t, s)
