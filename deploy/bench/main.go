@@ -61,12 +61,12 @@ func run(rounds int, only, dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
-	defer b.stop()
 	stopSim, err := b.startSim()
 	if err != nil {
 		return err
 	}
 	defer stopSim()
+	defer b.stop()
 	for _, part := range []struct {
 		name string
 		do   func(context.Context) error
@@ -75,12 +75,13 @@ func run(rounds int, only, dir string) (err error) {
 			continue
 		}
 		fmt.Fprintln(os.Stderr, "measuring:", part.name)
-		if err := part.do(context.Background()); err != nil {
-			return fmt.Errorf("%s: %w", part.name, err)
+		if err = part.do(context.Background()); err != nil {
+			err = fmt.Errorf("%s: %w", part.name, err)
+			break
 		}
 	}
 	b.print()
-	return nil
+	return err
 }
 
 func (b *bench) add(what, got, wanted string) { b.rows = append(b.rows, []string{what, got, wanted}) }
@@ -314,9 +315,9 @@ func (b *bench) took(ctx context.Context, id string) (copied, verified time.Dura
 	}
 	for line := range strings.Lines(text.String()) {
 		for msg, into := range map[string]*time.Duration{"copied": &copied, "verified": &verified} {
-			if strings.Contains(line, `"`+msg+`"`) {
-				_, after, _ := strings.Cut(line, `"took":"`)
-				value, _, _ := strings.Cut(after, `"`)
+			if strings.Contains(line, " "+msg+" ") {
+				_, after, _ := strings.Cut(line, "took=")
+				value, _, _ := strings.Cut(after, " ")
 				if *into, err = time.ParseDuration(value); err != nil {
 					return 0, 0, err
 				}
