@@ -318,7 +318,7 @@ func (b *bench) took(ctx context.Context, id string) (copied, verified time.Dura
 			if strings.Contains(line, " "+msg+" ") {
 				_, after, _ := strings.Cut(line, "took=")
 				value, _, _ := strings.Cut(after, " ")
-				if *into, err = time.ParseDuration(value); err != nil {
+				if *into, err = time.ParseDuration(strings.TrimSpace(value)); err != nil {
 					return 0, 0, err
 				}
 			}
