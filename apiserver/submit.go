@@ -126,6 +126,7 @@ func (b *batch) start(ctx context.Context, i int, key bool) error {
 	}
 	_, err := b.s.temporal.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
 		ID: id, TaskQueue: workflows.Queue,
+		EnableEagerStart:                         true, // a worker in this process, if there is one, begins at once
 		WorkflowIDReusePolicy:                    enumspb.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
 		WorkflowIDConflictPolicy:                 enumspb.WORKFLOW_ID_CONFLICT_POLICY_FAIL,
 		WorkflowExecutionErrorWhenAlreadyStarted: true,

@@ -20,6 +20,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	api "hypersdk/apiserver/api"
 	"hypersdk/apiserver/client"
 	"hypersdk/providers"
@@ -127,6 +129,7 @@ func (b *bench) startSim() (stop func(), err error) {
 		stop()
 		return nil, fmt.Errorf("the fake vCenter: %w", err)
 	}
+	unix.Sync() // else what follows is measured while the new disks are still being written back
 	return stop, nil
 }
 

@@ -33,6 +33,21 @@ func BenchmarkList(b *testing.B) {
 	}
 }
 
+// BenchmarkFind finds one VM of 1,000 by its name.
+func BenchmarkFind(b *testing.B) {
+	s, err := vspheretest.New(vspheretest.Options{Dir: b.TempDir(), VMs: vspheretest.GeneratedVMs(1000)})
+	require.NoError(b, err)
+	defer s.Close()
+	p, err := vsphere.Open(b.Context(), config(s), providers.Env{Log: slog.New(slog.DiscardHandler)})
+	require.NoError(b, err)
+	defer p.Close()
+	for b.Loop() {
+		vm, err := p.VM(b.Context(), "vm-00500")
+		require.NoError(b, err)
+		require.Equal(b, "vm-00500", vm.Name)
+	}
+}
+
 // BenchmarkRead reads a disk of 256 MiB of data over plain HTTP, server and client in one process.
 func BenchmarkRead(b *testing.B) {
 	const size = 256 * mib

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -18,13 +19,18 @@ import (
 // pageSize is how many objects one answer of the property collector may hold.
 const pageSize = 500
 
+// momentAgo is how old a listing may be for a name to be looked up in it.
+const momentAgo = 5 * time.Second
+
+// named is what it takes to know a VM by its name and its path.
+var named = []string{"name", "parent", "parentVApp"}
+
 // light is what a listing asks of a VM. Each property is named, because "summary" as a whole is many
 // times as much.
-var light = []string{
-	"name", "parent", "parentVApp", "runtime.powerState",
+var light = append(slices.Clone(named), "runtime.powerState",
 	"summary.config.guestFullName", "summary.config.memorySizeMB", "summary.config.numCpu",
 	"summary.config.template", "summary.storage",
-}
+)
 
 // above is what is asked of the things that a VM lies in, to know its path.
 var above = []types.PropertySpec{
@@ -36,7 +42,7 @@ var above = []types.PropertySpec{
 // VMs lists the VMs of the whole inventory that f lets through, ordered by path.
 func (p *Provider) VMs(ctx context.Context, f providers.Filter) iter.Seq2[providers.VM, error] {
 	return func(yield func(providers.VM, error) bool) {
-		vms, err := p.list(ctx)
+		vms, err := p.list(ctx, light)
 		if err != nil {
 			yield(providers.VM{}, fail("list VMs", "", err))
 			return
@@ -60,12 +66,12 @@ func matches(f providers.Filter, vm providers.VM) bool {
 		(folder == "" || strings.HasPrefix(vm.Path, folder+"/") || strings.HasPrefix(unescape(vm.Path), unescape(folder)+"/"))
 }
 
-// list describes all VMs lightly, ordered by path.
-func (p *Provider) list(ctx context.Context) ([]providers.VM, error) {
+// list describes all VMs, ordered by path, as far as these of their properties tell.
+func (p *Provider) list(ctx context.Context, props []string) ([]providers.VM, error) {
 	was := p.login.logins()
-	objects, err := p.everything(ctx)
+	objects, err := p.everything(ctx, props)
 	if isFault[*types.ManagedObjectNotFound](err) && p.login.logins() != was {
-		objects, err = p.everything(ctx) // the view went with the session that ended in the middle
+		objects, err = p.everything(ctx, props) // the view went with the session that ended in the middle
 	}
 	if err != nil {
 		return nil, err
@@ -92,8 +98,8 @@ func (p *Provider) list(ctx context.Context) ([]providers.VM, error) {
 	return vms, nil
 }
 
-// everything reads the light properties of all VMs, and of all that they lie in, in one query.
-func (p *Provider) everything(ctx context.Context) ([]types.ObjectContent, error) {
+// everything reads these properties of all VMs, and what they lie in, in one query.
+func (p *Provider) everything(ctx context.Context, props []string) ([]types.ObjectContent, error) {
 	content := p.soap.ServiceContent
 	kinds := []string{"VirtualMachine"}
 	for _, s := range above {
@@ -115,7 +121,7 @@ func (p *Provider) everything(ctx context.Context) ([]types.ObjectContent, error
 			Obj: view.Returnval, Skip: types.NewBool(true),
 			SelectSet: []types.BaseSelectionSpec{&types.TraversalSpec{Type: "ContainerView", Path: "view"}},
 		}},
-		PropSet: append([]types.PropertySpec{{Type: "VirtualMachine", PathSet: light}}, above...),
+		PropSet: append([]types.PropertySpec{{Type: "VirtualMachine", PathSet: props}}, above...),
 	})
 }
 
@@ -189,7 +195,10 @@ func (p *Provider) find(ctx context.Context, ref string) (*machine, error) {
 			return p.machine(ctx, id, heavy)
 		}
 	}
-	vms, err := p.list(ctx)
+	if m, ok := p.lately(ctx, ref); ok {
+		return m, nil
+	}
+	vms, err := p.names.do(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -198,6 +207,25 @@ func (p *Provider) find(ctx context.Context, ref string) (*machine, error) {
 		return nil, err
 	}
 	return p.machine(ctx, vm.ID, heavy)
+}
+
+// lately finds a VM by the names of a listing that was made for somebody else a moment ago, and looks
+// whether it still answers to its name.
+func (p *Provider) lately(ctx context.Context, ref string) (*machine, bool) {
+	vms, ok := p.names.recent(momentAgo)
+	if !ok {
+		return nil, false
+	}
+	vm, err := pick(vms, ref)
+	if err != nil {
+		return nil, false
+	}
+	m, err := p.machine(ctx, vm.ID, heavy)
+	if err != nil {
+		return nil, false
+	}
+	_, err = pick([]providers.VM{m.describe()}, ref)
+	return m, err == nil
 }
 
 // isID says whether ref has the form of an id: "vm-42" of a vCenter, "42" of a host.

@@ -1,10 +1,15 @@
 package vsphere_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vmware/govmomi"
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25/types"
+	"golang.org/x/sync/errgroup"
 
 	"hypersdk/providers"
 	"hypersdk/providers/vsphere/vspheretest"
@@ -48,4 +53,51 @@ func TestASessionThatEndsInTheMiddleOfAListing(t *testing.T) {
 	require.Equal(t, 3, n)
 	require.Equal(t, 2, s.Calls()["Login"])
 	require.Equal(t, 2, s.Calls()["CreateContainerView"])
+}
+
+func TestManyWhoLookForVMsByNameShareAListing(t *testing.T) {
+	s := vspheretest.Start(t, vspheretest.Options{VMs: vspheretest.GeneratedVMs(40)})
+	p := connect(t, s)
+	s.ResetRecord()
+	var all errgroup.Group
+	for i := range 40 {
+		name := fmt.Sprintf("vm-%05d", i)
+		all.Go(func() error {
+			vm, err := p.VM(t.Context(), name)
+			if err == nil && vm.Name != name {
+				err = fmt.Errorf("%s was found for %s", vm.Name, name)
+			}
+			return err
+		})
+	}
+	require.NoError(t, all.Wait())
+	require.LessOrEqual(t, s.Calls()["CreateContainerView"], 2, "one listing for the first, and one for all who came meanwhile")
+
+	_, err := p.VM(t.Context(), "vm-00001")
+	require.NoError(t, err)
+	require.LessOrEqual(t, s.Calls()["CreateContainerView"], 2, "a name is looked up in the listing of a moment ago")
+	_, err = p.VM(t.Context(), "nobody")
+	require.ErrorIs(t, err, providers.NotFound)
+	require.LessOrEqual(t, s.Calls()["CreateContainerView"], 3, "that there is no such VM is said of now, not of a moment ago")
+}
+
+func TestANameOfAMomentAgoIsCheckedBeforeItIsBelieved(t *testing.T) {
+	s := vspheretest.Start(t, vspheretest.Options{VMs: vspheretest.GeneratedVMs(3)})
+	p := connect(t, s)
+	before, err := p.VM(t.Context(), "vm-00001")
+	require.NoError(t, err)
+
+	c, err := govmomi.NewClient(t.Context(), s.LoginURL(), true)
+	require.NoError(t, err)
+	vm := object.NewVirtualMachine(c.Client, types.ManagedObjectReference{Type: "VirtualMachine", Value: string(before.ID)})
+	task, err := vm.Rename(t.Context(), "moved")
+	require.NoError(t, err)
+	require.NoError(t, task.Wait(t.Context()))
+	require.NoError(t, c.Logout(t.Context()))
+
+	_, err = p.VM(t.Context(), "vm-00001")
+	require.ErrorIs(t, err, providers.NotFound)
+	after, err := p.VM(t.Context(), "moved")
+	require.NoError(t, err)
+	require.Equal(t, before.ID, after.ID)
 }

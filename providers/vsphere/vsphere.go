@@ -37,6 +37,9 @@ type Provider struct {
 	soap  *vim25.Client
 	http  *http.Client  // for disks
 	slots chan struct{} // reads of disks that may be on the wire
+	// names lists the VMs by name and path only. It is shared, because a hundred jobs that are submitted
+	// at once all look for their VMs.
+	names *shared[[]providers.VM]
 }
 
 // Open connects and logs in.
@@ -63,12 +66,14 @@ func Open(ctx context.Context, c Config, env providers.Env) (*Provider, error) {
 		return nil, fail("log in", host, err)
 	}
 	l.keepAlive(time.Duration(c.KeepAlive))
-	return &Provider{
+	p := &Provider{
 		login: l,
 		soap:  l.client(),
 		http:  &http.Client{Transport: pool, Jar: l.cookies, CheckRedirect: noRedirect},
 		slots: make(chan struct{}, c.Connections),
-	}, nil
+	}
+	p.names = newShared(func(ctx context.Context) ([]providers.VM, error) { return p.list(ctx, named) })
+	return p, nil
 }
 
 // Kind is "vsphere".
