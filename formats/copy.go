@@ -14,9 +14,10 @@ const (
 	// window is what one worker reads at a time: long enough that a request over a network is mostly
 	// payload, short enough that a few of them fit in memory for each of many disks.
 	window = 2 << 20
-	// segment is how far two checkpoints are apart. One may be on its way to the disk while the next
-	// is being written, and some windows are read ahead, so a kill costs less than 64 MiB of reading.
-	segment = 24 << 20
+	// distance is how far two checkpoints are apart where nobody says. One may be on its way to the disk
+	// while the next is being written, and some windows are read ahead, so a kill costs less than 64 MiB
+	// of reading.
+	distance = 24 << 20
 	// grain is the finest run of zeros that is looked for where the target's own blocks are finer.
 	grain = 16 << 10
 	// readAhead is how many windows more than workers are under way: one being written, one waiting.
@@ -40,6 +41,9 @@ type CopyOptions struct {
 	// Durable is told a checkpoint after everything up to it is durable, digests included, in order;
 	// nil: no checkpoints are taken.
 	Durable func(Checkpoint) error
+	// Distance is how many bytes of the disk two checkpoints are apart; 0: 24 MiB. A checkpoint makes
+	// the target durable, which costs time, and what was done since the last one is lost by a kill.
+	Distance int64
 	// Progress is told how far the copy has come, often, and from one goroutine at a time.
 	Progress func(Progress)
 	// Pace is asked before n bytes are read, from many goroutines; it waits as long as it wants.
@@ -114,16 +118,18 @@ func newCopier(dst Writer, src Source, opt CopyOptions) (*copier, error) {
 		c.unpacked, _ = src.(PackedReader)
 	}
 	workers := runtime.GOMAXPROCS(0)
-	if u, ok := dst.(Unordered); ok && c.packed == nil {
-		c.direct, workers = true, min(workers, max(u.Parallelism(), 1))
+	if opt.Workers > 0 {
+		workers = opt.Workers
 	}
-	if opt.Workers <= 0 {
-		c.opt.Workers = workers
-	} else if u, ok := dst.(Unordered); ok && c.direct {
-		c.opt.Workers = min(opt.Workers, max(u.Parallelism(), 1))
+	if u, ok := dst.(Unordered); ok && c.packed == nil && u.Parallelism() > 1 {
+		c.direct, workers = true, min(workers, u.Parallelism())
 	}
+	c.opt.Workers = workers
 	if off := opt.From.Off; off < 0 || off > c.size || off != c.size && off%c.window != 0 {
 		return nil, fmt.Errorf("copy: cannot go on at %d of %d", off, c.size)
+	}
+	if opt.Distance <= 0 {
+		c.opt.Distance = distance
 	}
 	if opt.Digests != nil && opt.Digests.Size() != c.size {
 		return nil, fmt.Errorf("copy: digests of %d bytes for a disk of %d", opt.Digests.Size(), c.size)
@@ -229,7 +235,7 @@ func (c *copier) stopped() bool {
 // commit takes the pieces in order: it writes them (unless the workers do), notes their sums, reports,
 // and takes checkpoints. It always drains order, so that nobody is left waiting.
 func (c *copier) commit(ctx context.Context, order <-chan *piece, cancel context.CancelCauseFunc) (int64, error) {
-	done, mark := c.opt.From.Off, c.opt.From.Off+segment
+	done, mark := c.opt.From.Off, c.opt.From.Off+c.opt.Distance
 	s := syncer{copier: c}
 	var err error
 	for p := range order {
@@ -251,7 +257,7 @@ func (c *copier) commit(ctx context.Context, order <-chan *piece, cancel context
 			c.opt.Progress(Progress{Done: done, Read: c.read.Load(), Written: c.wrote.Load()})
 		}
 		if c.opt.Durable != nil && done >= mark && done < c.size {
-			mark = done + segment
+			mark = done + c.opt.Distance
 			if err = s.begin(ctx, done); err != nil {
 				cancel(err)
 			}

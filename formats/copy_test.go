@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
@@ -184,6 +185,28 @@ func TestCopyResumes(t *testing.T) {
 	}
 }
 
+func TestCopyTakesCheckpointsAsFarApartAsItIsTold(t *testing.T) {
+	src := content(3, 64<<20)
+	for distance, want := range map[int64][]int64{
+		0:        {24 << 20, 48 << 20, 64 << 20},
+		10 << 20: {10 << 20, 20 << 20, 30 << 20, 40 << 20, 50 << 20, 60 << 20, 64 << 20},
+		1 << 40:  {64 << 20},
+	} {
+		var got []int64
+		_, err := formats.Copy(t.Context(), newWriter(int64(len(src)), 512), wholeImage{&memImage{b: src}}, formats.CopyOptions{
+			Distance: distance, Durable: func(c formats.Checkpoint) error { got = append(got, c.Off); return nil }})
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+}
+
+// wholeImage says that all is data.
+type wholeImage struct{ *memImage }
+
+func (wholeImage) Extents(_ context.Context, off, n int64) iter.Seq2[formats.Extent, error] {
+	return formats.AllData(off, n)
+}
+
 func TestCopyStopsOnRequestAndKeepsWhatItDid(t *testing.T) {
 	const size = 100 << 20
 	src := content(5, size)
@@ -283,6 +306,60 @@ func TestCopyMovesPackedBlocks(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, bytes.Equal(src, dst.b))
 	})
+}
+
+// paddedImage stores every block with bytes behind it that are nobody's, up to the next sector, as qcow2
+// does: there the length of a packed block is known in sectors only.
+type paddedImage struct{ packedImage }
+
+func (m paddedImage) ReadPacked(ctx context.Context, off int64, buf []byte) (formats.Packed, int64, error) {
+	p, n, err := m.packedImage.ReadPacked(ctx, off, buf)
+	p.Bytes = append(p.Bytes, bytes.Repeat([]byte{0xee}, -len(p.Bytes)&511)...)
+	return p, n, err
+}
+
+// What lies behind the end of a packed block does not travel with it: where it goes, as in a VMDK,
+// something else has to follow the block at once.
+func TestCopyTrimsPackedBlocks(t *testing.T) {
+	src := bytes.Repeat([]byte("some text of "), 640<<10/13+1)[:640<<10]
+	padded := paddedImage{packedImage{&memImage{b: src}, -1}}
+	stream := func() formats.Source {
+		s := &chunkStream{size: int64(len(src)), end: io.EOF}
+		for off := int64(0); off < s.size; off += 64 << 10 {
+			p, n, err := padded.ReadPacked(t.Context(), off, nil)
+			require.NoError(t, err)
+			s.chunks = append(s.chunks, formats.Chunk{Off: off, Len: n, Packed: p})
+		}
+		return s
+	}
+	for name, from := range map[string]formats.Source{"an image": padded, "a stream": stream()} {
+		t.Run(name, func(t *testing.T) {
+			dst := newPackingWriter(int64(len(src)))
+			_, err := formats.Copy(t.Context(), dst, from, formats.CopyOptions{})
+			require.NoError(t, err)
+			require.Len(t, dst.moved, 10)
+			for off, got := range dst.moved {
+				require.Equal(t, pack(src[off:off+64<<10]).Bytes, got.Bytes, "block at %d", off)
+			}
+		})
+	}
+}
+
+// A stream may bring one block again and again, in more pieces than a window is kept in.
+func TestCopyKeepsLittleOfAStreamThatRepeatsItself(t *testing.T) {
+	s := &chunkStream{size: 4 << 20, end: io.EOF}
+	for i := range 20000 {
+		s.chunks = append(s.chunks, formats.Chunk{Off: int64(i%3) << 20, Len: 512, Data: bytes.Repeat([]byte{byte(i)}, 512)})
+	}
+	dst := newWriter(s.size, 512)
+	res, err := formats.Copy(t.Context(), dst, s, formats.CopyOptions{})
+	require.NoError(t, err)
+	last := [3]byte{byte(19998 % 256), byte(19999 % 256), byte(19997 % 256)}
+	for i, b := range last {
+		require.Equal(t, bytes.Repeat([]byte{b}, 512), dst.b[i<<20:][:512])
+		require.Equal(t, make([]byte, 512), dst.b[i<<20+512:][:512])
+	}
+	require.Less(t, len(res.Late), 10000)
 }
 
 // chunksOf cuts src into packed grains of 64 KiB, leaving out the empty ones.

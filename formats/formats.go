@@ -139,7 +139,7 @@ type Checkpoint struct {
 }
 
 // Unordered is an optional ability of a Writer: blocks may come in any order, from that many
-// goroutines at once. The bytes stored may not depend on the order.
+// goroutines at once (1: from one). The bytes stored may not depend on the order.
 type Unordered interface{ Parallelism() int }
 
 // PackedWriter is an optional ability of a Writer that stores blocks packed. A block is BlockSize
@@ -227,7 +227,7 @@ type CreateOptions struct {
 	ClusterSize int64  // 0: the format's usual one
 	Backing     string // file name of the parent that an overlay refers to, as it is to be stored
 	BackingFmt  string
-	Prealloc    string // "off", "metadata"; "": off
+	Prealloc    string // "off", "metadata" (tables, qcow2), "full" (space, raw); "": off
 	Adapter     string // "ide", "lsilogic", … where the format records one
 }
 

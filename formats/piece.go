@@ -45,12 +45,25 @@ func (p *piece) reset(cost int64) {
 		out: p.out[:0], ops: p.ops[:0], sums: p.sums[:0]}
 }
 
+// stored is the bytes of a chunk as they came.
+func (ch *Chunk) stored() []byte {
+	if ch.Packed.Codec != NoCodec {
+		return ch.Packed.Bytes
+	}
+	return ch.Data
+}
+
+// maxChunks is how many chunks a piece keeps: a window in sectors. Hostile ones may be of two bytes.
+const maxChunks = window / 512
+
+// fits says whether a chunk can be kept without more memory. An empty piece keeps any.
+func (p *piece) fits(ch Chunk) bool {
+	return len(p.chunks) == 0 || len(p.chunks) < maxChunks && len(ch.stored()) <= cap(p.raw)-len(p.raw)
+}
+
 // keep copies a chunk, whose buffers are the stream's, into the piece.
 func (p *piece) keep(ch Chunk) {
-	b := ch.Data
-	if ch.Packed.Codec != NoCodec {
-		b = ch.Packed.Bytes
-	}
+	b := ch.stored()
 	// Slices into raw stay right when it grows: they keep the old array.
 	at := len(p.raw)
 	p.raw = append(p.raw, b...)

@@ -5,7 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
+
+// slack is how much more than a window its blocks may take as a stream has them: what does not become
+// smaller grows by a few bytes each.
+const slack = 64 << 10
 
 // planImage cuts an image along windows; windows of nothing but zeros, or of nothing at all, are
 // joined.
@@ -79,7 +84,7 @@ func (c *copier) planStream(ctx context.Context, src Stream, emit func(*piece) e
 		p := cur
 		cur = nil
 		if p.late {
-			c.late = append(c.late, blocksOf(p, c.size)...)
+			c.late = bounded(append(c.late, blocksOf(p, c.size)...))
 		}
 		passed = max(passed, p.off+p.n)
 		return emit(p)
@@ -102,7 +107,7 @@ func (c *copier) planStream(ctx context.Context, src Stream, emit func(*piece) e
 			return fmt.Errorf("stream: a chunk of %d bytes at %d crosses a boundary of %d: %w", ch.Len, ch.Off, c.window, ErrFormat)
 		}
 		at := ch.Off - ch.Off%c.window
-		if cur != nil && (cur.off != at || int64(len(cur.raw)) > c.window) {
+		if cur != nil && (cur.off != at || !cur.fits(ch)) {
 			if err := flush(); err != nil {
 				return err
 			}
@@ -115,6 +120,7 @@ func (c *copier) planStream(ctx context.Context, src Stream, emit func(*piece) e
 				return err
 			}
 			cur.off, cur.n, cur.late = at, min(c.window, c.size-at), at < passed
+			cur.raw = slices.Grow(cur.raw, int(c.window+slack))
 			passed = max(passed, at)
 		}
 		cur.keep(ch)
@@ -140,6 +146,21 @@ func (c *copier) zeroes(ctx context.Context, from, to int64, emit func(*piece) e
 	}
 	p.off, p.n, p.zero = from, to-from, true
 	return emit(p)
+}
+
+// maxLate bounds the memory for what comes late. Of a stream without any order, all is late.
+const maxLate = 4096
+
+// bounded answers what covers all of late, in not too many stretches.
+func bounded(late []Extent) []Extent {
+	if len(late) <= maxLate {
+		return late
+	}
+	lo, hi := late[0].Off, late[0].End()
+	for _, e := range late {
+		lo, hi = min(lo, e.Off), max(hi, e.End())
+	}
+	return append(late[:0], Extent{Off: lo, Len: hi - lo, Kind: Data})
 }
 
 // blocksOf is the stretch of whole blocks that a late piece touches.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync/atomic"
+	"syscall"
 
 	"hypersdk/formats"
 )
@@ -60,7 +61,14 @@ func Fix(ctx context.Context, f formats.File, l Plain, from formats.Checkpoint) 
 	return w, w.truncate(l.End)
 }
 
-func (w *fixed) Parallelism() int { return parallel }
+// Parallelism lets blocks come in any order; into a file of this system from one goroutine, since the
+// file system would let others in one after the other, and have them spin while they wait.
+func (w *fixed) Parallelism() int {
+	if _, ok := w.f.(syscall.Conn); ok {
+		return 1
+	}
+	return parallel
+}
 
 // touch notes that something may be stored in [off, off+n).
 func (w *fixed) touch(off, n int64) {

@@ -3,8 +3,9 @@
 //
 // A package is an [Envelope] (what the machines are and which files hold their disks), a [Manifest] of
 // the sums of its files, a certificate that signs the manifest, and the files. An OVA is read front to
-// back without unpacking it ([Reader]), or where it is stored ([Index]), and written in one pass into
-// a file or in two into a pipe ([Write]).
+// back without unpacking it ([Reader]), or where it is stored ([Index]), and written in one pass into a
+// file ([WriteFile]) or in two into a pipe ([Write]); where the sizes of its files are known beforehand,
+// in one into a pipe ([WriteOnce]), or a file at a time in any order ([Layout]).
 package ovf
 
 import (

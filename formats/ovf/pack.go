@@ -18,8 +18,8 @@ import (
 type Content struct {
 	// Name is that of the package: its descriptor is Name.ovf.
 	Name string
-	// Envelope describes the machines; the sizes of its files are filled in. Files are not split and
-	// not compressed.
+	// Envelope describes the machines. Files are not split and not compressed. [Write] and [WriteFile]
+	// fill their sizes in; [WriteOnce] and [NewLayout] need to be told.
 	Envelope Envelope
 	// Write writes a file of the envelope, front to back. Written twice, it must give the same bytes.
 	Write func(ctx context.Context, f File, w io.Writer) error
@@ -45,7 +45,8 @@ type packed struct {
 	sum []byte
 }
 
-func newPacker(c Content) (*packer, error) {
+// newPacker begins an archive; known says that the sizes of its files are what the envelope says.
+func newPacker(c Content, known bool) (*packer, error) {
 	if c.Hash == 0 {
 		c.Hash = crypto.SHA256
 	}
@@ -60,7 +61,9 @@ func newPacker(c Content) (*packer, error) {
 		if isDescriptor(f.Href) || isManifest(f.Href) || isCertificate(f.Href) {
 			return nil, fmt.Errorf("ovf: a file called %q: the name is that of a part of the package: %w", f.Href, formats.ErrFormat)
 		}
-		f.Size = unknownSize
+		if !known {
+			f.Size = unknownSize
+		}
 		p.files = append(p.files, packed{File: f, sum: make([]byte, c.Hash.Size())})
 	}
 	if c.Sign != nil {
@@ -170,7 +173,7 @@ func (p *packer) write(ctx context.Context, f File, w io.Writer) (packed, error)
 // Write writes an OVA into a pipe. Every file is written twice: what goes before it needs its size and
 // its sum.
 func Write(ctx context.Context, w io.Writer, c Content) error {
-	p, err := newPacker(c)
+	p, err := newPacker(c, false)
 	if err != nil {
 		return err
 	}
@@ -214,7 +217,7 @@ func Write(ctx context.Context, w io.Writer, c Content) error {
 // WriteFile writes an OVA into a file, in one pass: the same bytes that Write gives. The beginning
 // comes last, so that an archive that was not completed is none.
 func WriteFile(ctx context.Context, f formats.File, c Content) error {
-	p, err := newPacker(c)
+	p, err := newPacker(c, false)
 	if err != nil {
 		return err
 	}

@@ -44,35 +44,20 @@ func Open(name string, beside func(name string) (formats.Opened, error)) (*Packa
 
 // Index reads an OVA that is stored in r, which holds size bytes, and notes where its files are.
 func Index(ctx context.Context, r io.ReaderAt, size int64) (*Package, error) {
-	at := &counter{r: io.NewSectionReader(r, 0, size)}
-	all := newMembers(at)
-	where := make(map[string]*io.SectionReader)
-	p := &Package{}
-	for {
-		if err := context.Cause(ctx); err != nil {
-			return nil, err
-		}
-		name, n, err := all.next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
-		// A header is read to its end and no further: what follows is the content.
-		if n > size-at.off {
-			return nil, fmt.Errorf("ovf: archive: member %q of %d bytes at %d, the file has %d: %w", name, n, at.off, size, formats.ErrCorrupt)
-		}
-		if len(where) == 0 {
-			if !isDescriptor(name) {
-				return nil, fmt.Errorf("ovf: archive: its first member is %q, not a descriptor: %w", name, formats.ErrFormat)
-			}
-			p.name = name[:len(name)-len(".ovf")]
-		}
-		where[name] = io.NewSectionReader(r, at.off, n)
+	all, err := Places(ctx, r, size)
+	if err != nil {
+		return nil, err
 	}
-	if len(where) == 0 {
+	if len(all) == 0 {
 		return nil, fmt.Errorf("ovf: archive: it is empty: %w", formats.ErrFormat)
+	}
+	if name := all[0].Name; !isDescriptor(name) {
+		return nil, fmt.Errorf("ovf: archive: its first member is %q, not a descriptor: %w", name, formats.ErrFormat)
+	}
+	p := &Package{name: all[0].Name[:len(all[0].Name)-len(".ovf")]}
+	where := make(map[string]*io.SectionReader)
+	for _, m := range all {
+		where[m.Name] = io.NewSectionReader(r, m.Off, m.Size)
 	}
 	p.open = func(name string) (formats.Opened, error) {
 		s, ok := where[name]
@@ -81,8 +66,7 @@ func Index(ctx context.Context, r io.ReaderAt, size int64) (*Package, error) {
 		}
 		return formats.Opened{ReaderAt: s, Closer: io.NopCloser(nil), Size: s.Size(), Name: name, Beside: p.open}, nil
 	}
-	var err error
-	if p.descriptor, err = p.read(p.name+".ovf", maxEnvelope); err != nil {
+	if p.descriptor, err = p.read(all[0].Name, maxEnvelope); err != nil {
 		return nil, err
 	}
 	return p, p.load()

@@ -11,6 +11,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
 
 	"hypersdk/formats"
@@ -244,7 +245,8 @@ func (u unzip) Read(b []byte) (int, error) {
 }
 
 func unzipped(err error) error {
-	if errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+	var bad flate.CorruptInputError
+	if errors.As(err, &bad) || errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return fmt.Errorf("gzip: %w: %w", err, formats.ErrCorrupt)
 	}
 	return err

@@ -76,6 +76,10 @@ func (m *mapping) find(off, limit int64) (run, error) {
 		if at%m.clusterSize() != 0 {
 			break // the rest of the cluster is something else
 		}
+		// Most of an overlay is nothing: it is passed over quickly.
+		for r.state == unallocated && size == 8 && len(entries) >= 16 && binary.BigEndian.Uint64(entries[8:]) == 0 && r.n < limit {
+			r.n, at, entries = r.n+m.clusterSize(), at+m.clusterSize(), entries[8:]
+		}
 	}
 	r.n, r.mapped = min(r.n, limit), true
 	return r, nil

@@ -12,8 +12,9 @@ import (
 	"hypersdk/formats"
 )
 
-// defaultDeflate makes files about as small as qemu-img's.
-const defaultDeflate = 6
+// defaultDeflate makes files as small as qemu-img's, which looks back 4 KiB only: on a file system of
+// programs and sources 439 MiB against 440, in 70 % of the time of level 6 (427 MiB).
+const defaultDeflate = 4
 
 // packedWriter writes packed clusters besides plain ones.
 type packedWriter struct {

@@ -1,7 +1,11 @@
 package qcow2_test
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
+
+	"github.com/stretchr/testify/require"
 
 	"hypersdk/formats"
 	"hypersdk/formats/formatstest"
@@ -46,6 +50,26 @@ func TestExam(t *testing.T) {
 				h.ExamSize = 3 << 19
 			}
 			formatstest.Run(t, h)
+		})
+	}
+}
+
+func TestWritesWhatLibqcowReads(t *testing.T) {
+	d := formatstest.NewDisk(4, 70<<20)
+	for name, o := range map[string]formats.CreateOptions{
+		"plain": {}, "zlib": {Compression: "zlib"}, "clusters of 4 KiB": {ClusterSize: 4096}, "preallocated": {Prealloc: "metadata"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "disk.qcow2")
+			f, err := os.Create(path)
+			require.NoError(t, err)
+			defer f.Close()
+			w, err := qcow2.Create(t.Context(), f, d.Size(), o, formats.Checkpoint{})
+			require.NoError(t, err)
+			_, err = formats.Copy(t.Context(), w, d, formats.CopyOptions{})
+			require.NoError(t, err)
+			require.NoError(t, w.Commit(t.Context()))
+			formatstest.Libyal(t, formatstest.Libqcow, d, d.Size(), path)
 		})
 	}
 }

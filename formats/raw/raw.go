@@ -7,8 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
-	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -30,7 +31,16 @@ func Format() formats.Format {
 	}
 }
 
-// Open reads the size bytes of r as a disk. Holes are known where r is an [os.File].
+// descriptor is what is asked of a file beyond reading and writing: what [os.File] has, and whatever
+// embeds one.
+type descriptor interface {
+	io.Seeker
+	syscall.Conn
+	Name() string
+	Stat() (fs.FileInfo, error)
+}
+
+// Open reads the size bytes of r as a disk. Holes are known where r is an [os.File] or embeds one.
 func Open(ctx context.Context, r io.ReaderAt, size int64, o formats.OpenOptions) (formats.Image, error) {
 	if size < 0 {
 		return nil, fmt.Errorf("raw: a disk of %d bytes: %w", size, formats.ErrFormat)
@@ -39,14 +49,14 @@ func Open(ctx context.Context, r io.ReaderAt, size int64, o formats.OpenOptions)
 		return nil, fmt.Errorf("raw: snapshot %q: raw disks have no snapshots: %w", o.Snapshot, formats.ErrFormat)
 	}
 	img := &image{ctx: ctx, r: r, size: size}
-	img.file, _ = r.(*os.File)
+	img.file, _ = r.(descriptor)
 	return img, nil
 }
 
 type image struct {
 	ctx  context.Context
 	r    io.ReaderAt
-	file *os.File // nil: holes are not known
+	file descriptor // nil: holes are not known
 	size int64
 }
 

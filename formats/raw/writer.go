@@ -14,8 +14,7 @@ import (
 	"hypersdk/formats"
 )
 
-// parallelism is how many goroutines may write at once: enough to keep a queue of requests at the
-// device.
+// parallelism is how many goroutines write to a device at once: enough to keep a queue of requests there.
 const parallelism = 8
 
 // zeros are what is written where no hole can be punched.
@@ -36,7 +35,7 @@ func Create(ctx context.Context, f formats.File, size int64, o formats.CreateOpt
 		return nil, err
 	}
 	w := &writer{f: f, size: size, full: o.Prealloc == "full"}
-	w.file, _ = f.(*os.File)
+	w.file, _ = f.(descriptor)
 	device, err := w.device()
 	if err != nil {
 		return nil, err
@@ -78,7 +77,7 @@ func checkOptions(o formats.CreateOptions) error {
 
 type writer struct {
 	f       formats.File
-	file    *os.File // f, if it is one
+	file    descriptor // f, if it is one
 	size    int64
 	full    bool
 	blocks  bool // f is a block device
@@ -181,8 +180,14 @@ func (w *writer) fill(off, n int64) error {
 // BlockSize is 1: nothing is rounded, so a write never touches its neighbours.
 func (w *writer) BlockSize() int64 { return 1 }
 
-// Parallelism lets blocks come in any order.
-func (w *writer) Parallelism() int { return parallelism }
+// Parallelism lets blocks come in any order. A regular file is written by one goroutine at a time: its
+// file system would let the others in one after the other, and have them spin while they wait.
+func (w *writer) Parallelism() int {
+	if w.file != nil && !w.blocks {
+		return 1
+	}
+	return parallelism
+}
 
 func (w *writer) fits(off, n int64) error {
 	if off < 0 || n < 0 || off > w.size-n {

@@ -1,11 +1,6 @@
 package vdi_test
 
 import (
-	"bytes"
-	"context"
-	"fmt"
-	"io"
-	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -14,27 +9,6 @@ import (
 	"hypersdk/formats/formatstest"
 	"hypersdk/formats/vdi"
 )
-
-// readAll opens an image, walks its map and reads all that is data: what a copy does.
-func readAll(ctx context.Context, b []byte, o formats.OpenOptions) error {
-	img, err := openBytes(ctx, b, o)
-	if err != nil {
-		return err
-	}
-	defer img.Close()
-	buf := make([]byte, 1<<20)
-	for e, err := range img.Extents(ctx, 0, img.Size()) {
-		if err != nil {
-			return err
-		}
-		for off := e.Off; e.Kind == formats.Data && off < e.End(); off += int64(len(buf)) {
-			if _, err := img.ReadAt(buf[:min(int64(len(buf)), e.End()-off)], off); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
 
 func TestLiesAreRefused(t *testing.T) {
 	u32 := func(v uint32) []byte { return le.AppendUint32(nil, v) }
@@ -76,7 +50,7 @@ func TestLiesAreRefused(t *testing.T) {
 		t.Run(lie, func(t *testing.T) {
 			b := spec{kind: 1, size: 4*mib - 512, blocks: map[int]int{0: 1, 3: 2}}.bytes()
 			copy(b[c.off:], c.value)
-			err := readAll(t.Context(), b, formats.OpenOptions{})
+			err := inMemory.ReadAll(t.Context(), b, formats.OpenOptions{})
 			require.ErrorIs(t, err, c.is)
 			require.ErrorContains(t, err, c.says)
 			require.NotContains(t, err.Error(), "\n")
@@ -89,34 +63,12 @@ func TestMapBehindTheEndOfTheFile(t *testing.T) {
 	b := spec{kind: 1, size: 4 * mib}.bytes()
 	le.PutUint32(b[0x180:], 1<<30-1024)
 	le.PutUint32(b[0x158:], 1<<32-512)
-	require.ErrorContains(t, readAll(t.Context(), b, formats.OpenOptions{}), "block map of 1073740800 entries at 512, the file ends at")
+	require.ErrorContains(t, inMemory.ReadAll(t.Context(), b, formats.OpenOptions{}), "block map of 1073740800 entries at 512, the file ends at")
 }
 
 func TestEveryCutIsNoticed(t *testing.T) {
 	b := spec{kind: 1, size: 3 * mib, blocks: map[int]int{0: 1, 2: 2}}.bytes()
-	require.NoError(t, readAll(t.Context(), b, formats.OpenOptions{}))
-	for n := 0; n < len(b); n += len(b) / 499 {
-		require.Error(t, readAll(t.Context(), b[:n], formats.OpenOptions{}), "%d of %d bytes", n, len(b))
-	}
-}
-
-// free is a file whose head is given and whose rest is ones: a block map of free entries.
-type free struct {
-	head []byte
-	size int64
-}
-
-func (s free) ReadAt(p []byte, off int64) (int, error) {
-	for i := range p {
-		p[i] = 0xff
-	}
-	if off < int64(len(s.head)) {
-		copy(p, s.head[off:])
-	}
-	if off+int64(len(p)) > s.size {
-		return int(max(0, s.size-off)), io.EOF
-	}
-	return len(p), nil
+	inMemory.EveryCut(t, b, 0)
 }
 
 // A disk of 64 TiB has a map of 256 MiB. Neither walking it nor reading it all over the place may take
@@ -126,20 +78,12 @@ func TestHugeTableIsPaged(t *testing.T) {
 	le.PutUint64(b[0x170:], 64<<40)
 	le.PutUint32(b[0x180:], 64<<20)
 	le.PutUint32(b[0x158:], 512+256*mib)
-	f := free{head: b, size: 512 + 256*mib}
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	img, err := vdi.Open(t.Context(), f, f.size, formats.OpenOptions{})
-	require.NoError(t, err)
-	require.Equal(t, []formats.Extent{{Len: 64 << 40, Kind: formats.Zero}}, formatstest.Map(t, img, 0, img.Size()))
-	for off := int64(0); off < img.Size(); off += 64 << 40 / 5000 {
-		at(t, img, off, 10)
-	}
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	require.Less(t, int64(after.HeapAlloc)-int64(before.HeapAlloc), int64(2*mib))
-	runtime.KeepAlive(img)
+	f := formatstest.Padded{Head: b, Size: 512 + 256*mib, Rest: 0xff} // entries that are free
+	formatstest.Paged(t, func() formats.Image {
+		img, err := vdi.Open(t.Context(), f, f.Size, formats.OpenOptions{})
+		require.NoError(t, err)
+		return img
+	})
 }
 
 func FuzzOpen(f *testing.F) {
@@ -148,37 +92,6 @@ func FuzzOpen(f *testing.F) {
 	f.Add(spec{kind: 4, size: 4 * kib, block: 1024, parent: 1, blocks: map[int]int{1: 1}}.bytes())
 	base := files{"{" + uuid(1) + "}.vdi": spec{kind: 1, size: 4 * kib, id: 1, block: 512, blocks: map[int]int{0: 1}}.bytes()}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		ctx := t.Context()
-		for _, o := range []formats.OpenOptions{{}, {Layer: true}, {Beside: base.beside}} {
-			img, err := openBytes(ctx, b, o)
-			if err != nil {
-				continue
-			}
-			_ = tiles(ctx, img, min(img.Size(), 64*mib))
-			require.NoError(t, img.Close())
-		}
-		_, _ = vdi.Inspect(ctx, bytes.NewReader(b), int64(len(b)))
-		_, _ = vdi.Check(ctx, bytes.NewReader(b), int64(len(b)))
+		inMemory.Fuzz(t, b, base)
 	})
-}
-
-// tiles walks the first n bytes of a disk and reads a little of every extent.
-func tiles(ctx context.Context, img formats.Image, n int64) error {
-	next := int64(0)
-	for e, err := range img.Extents(ctx, 0, n) {
-		if err != nil {
-			return err
-		}
-		if e.Off != next || e.Len <= 0 || e.End() > n {
-			panic(fmt.Sprintf("extent [%d, %d) where one from %d on was due", e.Off, e.End(), next))
-		}
-		next = e.End()
-		if _, err := img.ReadAt(make([]byte, min(e.Len, 4096)), e.Off); e.Kind != formats.Absent && err != nil {
-			return err
-		}
-	}
-	if next != n {
-		panic(fmt.Sprintf("the extents end at %d of %d", next, n))
-	}
-	return nil
 }

@@ -32,23 +32,23 @@ func TestVariants(t *testing.T) {
 			}
 			s.size = 5*s.block - 512
 			s.blocks = map[int]int{0: 1, 2: zeroed, 3: 2, 4: 3}
-			img := mustOpen(t, s.bytes(), formats.OpenOptions{})
+			img := inMemory.MustOpen(t, s.bytes(), formats.OpenOptions{})
 			require.Equal(t, []formats.Extent{
 				{Off: 0, Len: s.block, Kind: formats.Data},
 				{Off: s.block, Len: 2 * s.block, Kind: formats.Zero},
 				{Off: 3 * s.block, Len: 2*s.block - 512, Kind: formats.Data},
 			}, formatstest.Map(t, img, 0, img.Size()))
-			require.Equal(t, append(fill(1, 512), fill(0, 512)...), at(t, img, s.block-512, 1024))
-			require.Equal(t, append(fill(0, 512), fill(2, 512)...), at(t, img, 3*s.block-512, 1024))
-			require.Equal(t, append(fill(2, 512), fill(3, 512)...), at(t, img, 4*s.block-512, 1024))
-			require.Equal(t, fill(3, 512), at(t, img, 5*s.block-1024, 512))
+			require.Equal(t, append(fill(1, 512), fill(0, 512)...), formatstest.Peek(t, img, s.block-512, 1024))
+			require.Equal(t, append(fill(0, 512), fill(2, 512)...), formatstest.Peek(t, img, 3*s.block-512, 1024))
+			require.Equal(t, append(fill(2, 512), fill(3, 512)...), formatstest.Peek(t, img, 4*s.block-512, 1024))
+			require.Equal(t, fill(3, 512), formatstest.Peek(t, img, 5*s.block-1024, 512))
 		})
 	}
 }
 
 func TestStaticImage(t *testing.T) {
-	img := mustOpen(t, spec{kind: 2, size: 2 * mib, blocks: map[int]int{0: 1, 1: 2}}.bytes(), formats.OpenOptions{})
-	require.Equal(t, append(fill(1, 512), fill(2, 512)...), at(t, img, mib-512, 1024))
+	img := inMemory.MustOpen(t, spec{kind: 2, size: 2 * mib, blocks: map[int]int{0: 1, 1: 2}}.bytes(), formats.OpenOptions{})
+	require.Equal(t, append(fill(1, 512), fill(2, 512)...), formatstest.Peek(t, img, mib-512, 1024))
 }
 
 // chain is a base, an image upon it, and one upon that.
@@ -62,9 +62,9 @@ func chain() files {
 
 func TestDifferencingImageIsReadThroughItsParents(t *testing.T) {
 	f := chain()
-	img := mustOpen(t, f["top"], formats.OpenOptions{Beside: f.beside})
+	img := inMemory.MustOpen(t, f["top"], formats.OpenOptions{Beside: f.Beside})
 	for block, want := range []byte{1, 2, 3, 0, 1, 0, 0, 0} {
-		require.Equal(t, fill(want, mib), at(t, img, int64(block)*mib, mib), "block %d", block)
+		require.Equal(t, fill(want, mib), formatstest.Peek(t, img, int64(block)*mib, mib), "block %d", block)
 	}
 	require.Equal(t, []formats.Extent{
 		{Off: 0, Len: 3 * mib, Kind: formats.Data},
@@ -75,7 +75,7 @@ func TestDifferencingImageIsReadThroughItsParents(t *testing.T) {
 }
 
 func TestOneLayerOfADifferencingImage(t *testing.T) {
-	img := mustOpen(t, chain()["{"+uuid(2)+"}.vdi"], formats.OpenOptions{Layer: true})
+	img := inMemory.MustOpen(t, chain()["{"+uuid(2)+"}.vdi"], formats.OpenOptions{Layer: true})
 	require.Equal(t, []formats.Extent{
 		{Off: 0, Len: mib, Kind: formats.Absent},
 		{Off: mib, Len: 2 * mib, Kind: formats.Data},
@@ -88,31 +88,16 @@ func TestOneLayerOfADifferencingImage(t *testing.T) {
 
 func TestParentThatCannotBeHadIsRefused(t *testing.T) {
 	mid := "{" + uuid(2) + "}.vdi"
-	for name, c := range map[string]struct {
-		beside func(files) files
-		is     error
-		says   string
-	}{
-		"nothing may be opened": {nil, formats.ErrFormat, "no file beside the image may be opened"},
-		"it is not there":       {func(files) files { return files{} }, fs.ErrNotExist, mid},
-		"its own is not there":  {func(f files) files { delete(f, "{"+uuid(1)+"}.vdi"); return f }, fs.ErrNotExist, "{" + uuid(1) + "}.vdi"},
-		"another has its name":  {func(f files) files { f[mid] = f["{"+uuid(1)+"}.vdi"]; return f }, formats.ErrCorrupt, "its UUID is " + uuid(1)},
-		"it has been written to": {func(f files) files {
+	inMemory.Parents(t, chain, "top", map[string]formatstest.LostParent{
+		"nothing may be opened": {Is: formats.ErrFormat, Says: "no file beside the image may be opened"},
+		"it is not there":       {Beside: func(files) files { return files{} }, Is: fs.ErrNotExist, Says: mid},
+		"its own is not there":  {Beside: func(f files) files { delete(f, "{"+uuid(1)+"}.vdi"); return f }, Is: fs.ErrNotExist, Says: "{" + uuid(1) + "}.vdi"},
+		"another has its name":  {Beside: func(f files) files { f[mid] = f["{"+uuid(1)+"}.vdi"]; return f }, Is: formats.ErrCorrupt, Says: "its UUID is " + uuid(1)},
+		"it has been written to": {Beside: func(f files) files {
 			f[mid] = spec{kind: 1, size: 6 * mib, id: 2, modified: 0x23}.bytes()
 			return f
-		}, formats.ErrCorrupt, "it was written to after this image was made upon it"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var o formats.OpenOptions
-			if c.beside != nil {
-				o.Beside = c.beside(chain()).beside
-			}
-			_, err := openBytes(t.Context(), chain()["top"], o)
-			require.ErrorIs(t, err, c.is)
-			require.ErrorContains(t, err, c.says)
-			require.NotContains(t, err.Error(), "\n")
-		})
-	}
+		}, Is: formats.ErrCorrupt, Says: "it was written to after this image was made upon it"},
+	})
 }
 
 func TestInspect(t *testing.T) {

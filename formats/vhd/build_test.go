@@ -2,16 +2,10 @@ package vhd_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
-	"fmt"
-	"io/fs"
-	"testing"
 	"unicode/utf16"
 
-	"github.com/stretchr/testify/require"
-
-	"hypersdk/formats"
+	"hypersdk/formats/formatstest"
 	"hypersdk/formats/vhd"
 )
 
@@ -164,39 +158,8 @@ func (s spec) bytes() []byte {
 }
 
 // files are what lies beside an image.
-type files map[string][]byte
+type files = formatstest.Files
 
-func (f files) beside(name string) (formats.Opened, error) {
-	b, ok := f[name]
-	if !ok {
-		return formats.Opened{}, fmt.Errorf("open %s: %w", name, fs.ErrNotExist)
-	}
-	return formats.Opened{ReaderAt: bytes.NewReader(b), Closer: closer{}, Size: int64(len(b)), Name: name, Beside: f.beside}, nil
-}
-
-type closer struct{}
-
-func (closer) Close() error { return nil }
-
-func openBytes(ctx context.Context, b []byte, o formats.OpenOptions) (formats.Image, error) {
-	return vhd.Open(ctx, bytes.NewReader(b), int64(len(b)), o)
-}
-
-func mustOpen(t *testing.T, b []byte, o formats.OpenOptions) formats.Image {
-	t.Helper()
-	img, err := openBytes(t.Context(), b, o)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, img.Close()) })
-	return img
-}
-
-// at is n bytes of a disk.
-func at(t *testing.T, img formats.Image, off int64, n int) []byte {
-	t.Helper()
-	b := make([]byte, n)
-	_, err := img.ReadAt(b, off)
-	require.NoError(t, err)
-	return b
-}
+var inMemory = formatstest.InMemory{Format: vhd.Format()}
 
 func sectorOf(b byte) []byte { return bytes.Repeat([]byte{b}, 512) }

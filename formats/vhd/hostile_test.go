@@ -2,39 +2,16 @@ package vhd_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
-	"fmt"
 	"runtime"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"hypersdk/formats"
+	"hypersdk/formats/formatstest"
 	"hypersdk/formats/vhd"
 )
-
-// readAll opens an image, walks its map and reads all that is data: what a copy does.
-func readAll(ctx context.Context, b []byte, o formats.OpenOptions) error {
-	img, err := openBytes(ctx, b, o)
-	if err != nil {
-		return err
-	}
-	defer img.Close()
-	buf := make([]byte, 1<<20)
-	for e, err := range img.Extents(ctx, 0, img.Size()) {
-		if err != nil {
-			return err
-		}
-		for off := e.Off; e.Kind == formats.Data && off < e.End(); off += int64(len(buf)) {
-			if _, err := img.ReadAt(buf[:min(int64(len(buf)), e.End()-off)], off); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
 
 func TestLiesAreRefused(t *testing.T) {
 	be := binary.BigEndian
@@ -113,7 +90,7 @@ func TestLiesAreRefused(t *testing.T) {
 				}
 			}
 			base := files{"base.vhd": spec{kind: 3, size: 8 * mib, id: 1}.bytes()}
-			err := readAll(t.Context(), b, formats.OpenOptions{Beside: base.beside})
+			err := inMemory.ReadAll(t.Context(), b, formats.OpenOptions{Beside: base.Beside})
 			require.ErrorIs(t, err, c.is)
 			require.ErrorContains(t, err, c.says)
 			require.NotContains(t, err.Error(), "\n")
@@ -139,34 +116,16 @@ func TestEveryCutIsNoticed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := s.bytes()
-			require.NoError(t, readAll(t.Context(), b, formats.OpenOptions{}))
-			for n := 0; n < len(b)-512; n += max(1, len(b)/997) {
-				require.Error(t, readAll(t.Context(), b[:n], formats.OpenOptions{}), "%d of %d bytes", n, len(b))
-			}
+			inMemory.EveryCut(t, b, 512)
 		})
 	}
 }
 
-// A table as large as a file can claim costs neither memory nor time until it is used.
+// A disk of 2040 GiB in blocks of 512 KiB has a table of 16 MiB. Neither walking it nor reading it all
+// over the place may take memory.
 func TestHugeTableIsPaged(t *testing.T) {
-	s := spec{kind: 3, size: most, block: 512 * kib}
-	b := s.bytes()
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	begin := time.Now()
-	img := mustOpen(t, b, formats.OpenOptions{})
-	n := 0
-	for e, err := range img.Extents(t.Context(), 0, img.Size()) {
-		require.NoError(t, err)
-		require.Equal(t, formats.Extent{Len: most, Kind: formats.Zero}, e)
-		n++
-	}
-	require.Less(t, time.Since(begin), 5*time.Second)
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	require.Equal(t, 1, n)
-	require.Less(t, int64(after.HeapAlloc)-int64(before.HeapAlloc), int64(2*mib), "%d MiB of table", len(b)>>20)
+	b := spec{kind: 3, size: most, block: 512 * kib}.bytes()
+	formatstest.Paged(t, func() formats.Image { return inMemory.MustOpen(t, b, formats.OpenOptions{}) })
 	runtime.KeepAlive(b)
 }
 
@@ -202,37 +161,6 @@ func mend(b []byte) {
 }
 
 func fuzzOne(t *testing.T, b []byte) {
-	ctx := t.Context()
 	base := files{"base.vhd": spec{kind: 3, size: 64 * kib, block: 4096, blocks: map[int]stored{0: {0: sectorOf(9)}}}.bytes()}
-	for _, o := range []formats.OpenOptions{{}, {Layer: true}, {Beside: base.beside}} {
-		img, err := openBytes(ctx, b, o)
-		if err != nil {
-			continue
-		}
-		_ = tiles(ctx, img, min(img.Size(), 64*mib))
-		require.NoError(t, img.Close())
-	}
-	_, _ = vhd.Inspect(ctx, bytes.NewReader(b), int64(len(b)))
-	_, _ = vhd.Check(ctx, bytes.NewReader(b), int64(len(b)))
-}
-
-// tiles walks the first n bytes of a disk and reads a little of every extent.
-func tiles(ctx context.Context, img formats.Image, n int64) error {
-	next := int64(0)
-	for e, err := range img.Extents(ctx, 0, n) {
-		if err != nil {
-			return err
-		}
-		if e.Off != next || e.Len <= 0 || e.End() > n {
-			panic(fmt.Sprintf("extent [%d, %d) where one from %d on was due", e.Off, e.End(), next))
-		}
-		next = e.End()
-		if _, err := img.ReadAt(make([]byte, min(e.Len, 4096)), e.Off); e.Kind != formats.Absent && err != nil {
-			return err
-		}
-	}
-	if next != n {
-		panic(fmt.Sprintf("the extents end at %d of %d", next, n))
-	}
-	return nil
+	inMemory.Fuzz(t, b, base)
 }

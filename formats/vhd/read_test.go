@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"io"
 	"io/fs"
 	"testing"
 
@@ -44,9 +45,9 @@ func TestSizeOfADiskIsWhatItsCreatorMeant(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := spec{kind: 3, size: current, creator: c.creator, geometry: c.geometry, blocks: map[int]stored{0: whole(7)}}
-			img := mustOpen(t, s.bytes(), formats.OpenOptions{})
+			img := inMemory.MustOpen(t, s.bytes(), formats.OpenOptions{})
 			require.Equal(t, c.size, img.Size())
-			require.Equal(t, sectorOf(7), at(t, img, 0, 512))
+			require.Equal(t, sectorOf(7), formatstest.Peek(t, img, 0, 512))
 		})
 	}
 }
@@ -59,7 +60,7 @@ func TestFooterOf511Bytes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := s.bytes()
 			require.True(t, vhd.Format().Probe(b[:512], b[len(b)-512:]))
-			require.Equal(t, bytes.Repeat([]byte{9}, 3*512), at(t, mustOpen(t, b, formats.OpenOptions{}), 0, 3*512))
+			require.Equal(t, bytes.Repeat([]byte{9}, 3*512), formatstest.Peek(t, inMemory.MustOpen(t, b, formats.OpenOptions{}), 0, 3*512))
 			rep, err := vhd.Check(t.Context(), bytes.NewReader(b), int64(len(b)))
 			require.NoError(t, err)
 			require.Empty(t, rep.Errors)
@@ -77,7 +78,7 @@ func TestCopyOfTheFooterStandsIn(t *testing.T) {
 	broken[len(broken)-512+50] ^= 1
 	for name, b := range map[string][]byte{"missing at the end": missing, "broken at the end": broken} {
 		t.Run(name, func(t *testing.T) {
-			require.Equal(t, sectorOf(5), at(t, mustOpen(t, b, formats.OpenOptions{}), 2*mib, 512))
+			require.Equal(t, sectorOf(5), formatstest.Peek(t, inMemory.MustOpen(t, b, formats.OpenOptions{}), 2*mib, 512))
 			rep, err := vhd.Check(t.Context(), bytes.NewReader(b), int64(len(b)))
 			require.NoError(t, err)
 			require.Len(t, rep.Errors, 1)
@@ -86,7 +87,7 @@ func TestCopyOfTheFooterStandsIn(t *testing.T) {
 	}
 	t.Run("a good footer needs no copy", func(t *testing.T) {
 		s := spec{kind: 3, size: 4 * mib, blocks: map[int]stored{1: whole(5)}, noCopy: true}
-		require.Equal(t, sectorOf(5), at(t, mustOpen(t, s.bytes(), formats.OpenOptions{}), 2*mib, 512))
+		require.Equal(t, sectorOf(5), formatstest.Peek(t, inMemory.MustOpen(t, s.bytes(), formats.OpenOptions{}), 2*mib, 512))
 		rep, err := vhd.Check(t.Context(), bytes.NewReader(s.bytes()), int64(len(s.bytes())))
 		require.NoError(t, err)
 		require.Len(t, rep.Errors, 1)
@@ -98,8 +99,8 @@ func TestCopyOfTheFooterStandsIn(t *testing.T) {
 func TestFirstSectorOfAFixedDiskIsTheGuests(t *testing.T) {
 	evil := spec{kind: 4, size: 4 * mib, parentID: 1, parentName: "/etc/passwd"}.bytes()
 	s := spec{kind: 2, size: 4 * mib, fixed: append(evil, make([]byte, 4*mib-len(evil))...)}
-	img := mustOpen(t, s.bytes(), formats.OpenOptions{})
-	require.Equal(t, []byte("conectix"), at(t, img, 0, 8))
+	img := inMemory.MustOpen(t, s.bytes(), formats.OpenOptions{})
+	require.Equal(t, []byte("conectix"), formatstest.Peek(t, img, 0, 8))
 	require.Equal(t, []formats.Extent{{Len: 4 * mib, Kind: formats.Data}}, formatstest.Map(t, img, 0, img.Size()))
 }
 
@@ -108,8 +109,8 @@ func TestSectorsThatWereNeverWrittenAreZeros(t *testing.T) {
 	b := s.bytes()
 	// What lies in the place of a sector whose bit is clear is nobody's.
 	copy(b[bytes.Index(b, sectorOf(2))+512:], "rubbish")
-	img := mustOpen(t, b, formats.OpenOptions{})
-	require.Equal(t, append(sectorOf(2), make([]byte, 512)...), at(t, img, 2*mib+512, 1024))
+	img := inMemory.MustOpen(t, b, formats.OpenOptions{})
+	require.Equal(t, append(sectorOf(2), make([]byte, 512)...), formatstest.Peek(t, img, 2*mib+512, 1024))
 	require.Equal(t, []formats.Extent{
 		{Off: 0, Len: 2 * mib, Kind: formats.Zero},
 		{Off: 2 * mib, Len: 1024, Kind: formats.Data},
@@ -126,10 +127,10 @@ func TestOtherBlockSizes(t *testing.T) {
 		if last >= 0 {
 			s.blocks[2] = stored{last: sectorOf(2)}
 		}
-		img := mustOpen(t, s.bytes(), formats.OpenOptions{})
-		require.Equal(t, sectorOf(1), at(t, img, 0, 512))
+		img := inMemory.MustOpen(t, s.bytes(), formats.OpenOptions{})
+		require.Equal(t, sectorOf(1), formatstest.Peek(t, img, 0, 512))
 		if last >= 0 {
-			require.Equal(t, sectorOf(2), at(t, img, img.Size()-512, 512))
+			require.Equal(t, sectorOf(2), formatstest.Peek(t, img, img.Size()-512, 512))
 		}
 	}
 }
@@ -148,16 +149,16 @@ func chain() files {
 
 func TestDifferencingDiskIsReadThroughItsParents(t *testing.T) {
 	f := chain()
-	img := mustOpen(t, f["top.avhd"], formats.OpenOptions{Beside: f.beside})
+	img := inMemory.MustOpen(t, f["top.avhd"], formats.OpenOptions{Beside: f.Beside})
 	for sector, want := range map[int64]byte{
 		0: 1, 1: 2, 2: 1, 3: 3, 4: 0, 5: 1, // block 0: a bit of everything
 		2 * mib / 512: 2, 2*mib/512 + 1: 0, // block 1: the middle's
 		4 * mib / 512: 1, 6 * mib / 512: 0, // blocks 2 and 3: the base's, nobody's
 		9 * mib / 512: 0, // behind the end of the parents
 	} {
-		require.Equal(t, sectorOf(want), at(t, img, sector*512, 512), "sector %d", sector)
+		require.Equal(t, sectorOf(want), formatstest.Peek(t, img, sector*512, 512), "sector %d", sector)
 	}
-	require.Equal(t, append(sectorOf(1), sectorOf(2)...), at(t, img, 0, 1024))
+	require.Equal(t, append(sectorOf(1), sectorOf(2)...), formatstest.Peek(t, img, 0, 1024))
 	formatstest.Map(t, img, 0, img.Size())
 	formatstest.Map(t, img, 511, 9*mib)
 	var data int64
@@ -171,7 +172,7 @@ func TestDifferencingDiskIsReadThroughItsParents(t *testing.T) {
 }
 
 func TestOneLayerOfADifferencingDisk(t *testing.T) {
-	img := mustOpen(t, chain()["mid.vhd"], formats.OpenOptions{Layer: true})
+	img := inMemory.MustOpen(t, chain()["mid.vhd"], formats.OpenOptions{Layer: true})
 	require.Equal(t, []formats.Extent{
 		{Off: 0, Len: 512, Kind: formats.Absent},
 		{Off: 512, Len: 512, Kind: formats.Data},
@@ -183,38 +184,21 @@ func TestOneLayerOfADifferencingDisk(t *testing.T) {
 	}, formatstest.Map(t, img, 0, img.Size()))
 	_, err := img.ReadAt(make([]byte, 1024), 0)
 	require.ErrorIs(t, err, formats.ErrAbsent)
-	require.Equal(t, sectorOf(2), at(t, img, 512, 512))
+	require.Equal(t, sectorOf(2), formatstest.Peek(t, img, 512, 512))
 }
 
 func TestParentThatCannotBeHadIsRefused(t *testing.T) {
-	top := chain()["top.avhd"]
-	for name, c := range map[string]struct {
-		beside func(files) files
-		is     error
-		says   string
-	}{
-		"nothing may be opened": {nil, formats.ErrFormat, "no file beside the image may be opened"},
-		"it is not there":       {func(f files) files { return files{} }, fs.ErrNotExist, "mid.vhd"},
-		"its own is not there":  {func(f files) files { delete(f, "base.vhd"); return f }, fs.ErrNotExist, "base.vhd"},
-		"another has its name": {func(f files) files { f["mid.vhd"] = f["base.vhd"]; return f }, formats.ErrCorrupt,
-			"its unique id is 01010101-0101-0101-0101-010101010101: it is not the parent"},
-		"it is no VHD": {func(f files) files { f["mid.vhd"] = make([]byte, 4096); return f }, formats.ErrFormat, "footer"},
-		"it is its own parent": {func(f files) files {
+	inMemory.Parents(t, chain, "top.avhd", map[string]formatstest.LostParent{
+		"nothing may be opened": {Is: formats.ErrFormat, Says: "no file beside the image may be opened"},
+		"it is not there":       {Beside: func(f files) files { return files{} }, Is: fs.ErrNotExist, Says: "mid.vhd"},
+		"its own is not there":  {Beside: func(f files) files { delete(f, "base.vhd"); return f }, Is: fs.ErrNotExist, Says: "base.vhd"},
+		"another has its name":  {Beside: func(f files) files { f["mid.vhd"] = f["base.vhd"]; return f }, Is: formats.ErrCorrupt, Says: "its unique id is 01010101-0101-0101-0101-010101010101: it is not the parent"},
+		"it is no VHD":          {Beside: func(f files) files { f["mid.vhd"] = make([]byte, 4096); return f }, Is: formats.ErrFormat, Says: "footer"},
+		"it is its own parent": {Beside: func(f files) files {
 			f["mid.vhd"] = spec{kind: 4, size: 8 * mib, id: 2, parentID: 2, parentName: "mid.vhd"}.bytes()
 			return f
-		}, formats.ErrCorrupt, "leads back to itself"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var o formats.OpenOptions
-			if c.beside != nil {
-				o.Beside = c.beside(chain()).beside
-			}
-			_, err := openBytes(t.Context(), top, o)
-			require.ErrorIs(t, err, c.is)
-			require.ErrorContains(t, err, c.says)
-			require.NotContains(t, err.Error(), "\n")
-		})
-	}
+		}, Is: formats.ErrCorrupt, Says: "leads back to itself"},
+	})
 }
 
 func TestEndlessChainIsRefused(t *testing.T) {
@@ -223,10 +207,10 @@ func TestEndlessChainIsRefused(t *testing.T) {
 	beside = func(string) (formats.Opened, error) {
 		n++
 		b := spec{kind: 4, size: mib, id: 1, parentID: 1, parentName: "next.vhd"}.bytes()
-		return formats.Opened{ReaderAt: bytes.NewReader(b), Closer: closer{}, Size: int64(len(b)),
+		return formats.Opened{ReaderAt: bytes.NewReader(b), Closer: io.NopCloser(nil), Size: int64(len(b)),
 			Name: string(binary.BigEndian.AppendUint32(nil, uint32(n))), Beside: beside}, nil
 	}
-	_, err := openBytes(t.Context(), spec{kind: 4, size: mib, parentID: 1, parentName: "next.vhd"}.bytes(), formats.OpenOptions{Beside: beside})
+	_, err := inMemory.Open(t.Context(), spec{kind: 4, size: mib, parentID: 1, parentName: "next.vhd"}.bytes(), formats.OpenOptions{Beside: beside})
 	require.ErrorIs(t, err, formats.ErrCorrupt)
 	require.ErrorContains(t, err, "more than 64 parents")
 }
@@ -237,7 +221,7 @@ func TestErrorsOfAParentSurface(t *testing.T) {
 	broken := false
 	var beside func(name string) (formats.Opened, error)
 	beside = func(name string) (formats.Opened, error) {
-		opened, err := f.beside(name)
+		opened, err := f.Beside(name)
 		opened.Beside = beside
 		opened.ReaderAt = readerFunc(func(p []byte, off int64) (int, error) {
 			if broken {
@@ -247,8 +231,8 @@ func TestErrorsOfAParentSurface(t *testing.T) {
 		})
 		return opened, err
 	}
-	img := mustOpen(t, f["top.avhd"], formats.OpenOptions{Beside: beside})
-	require.Equal(t, sectorOf(1), at(t, img, 0, 512))
+	img := inMemory.MustOpen(t, f["top.avhd"], formats.OpenOptions{Beside: beside})
+	require.Equal(t, sectorOf(1), formatstest.Peek(t, img, 0, 512))
 	broken = true
 	_, err := img.ReadAt(make([]byte, 512), 0)
 	require.ErrorIs(t, err, fault)

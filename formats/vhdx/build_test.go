@@ -2,19 +2,13 @@ package vhdx_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"encoding/hex"
-	"fmt"
 	"hash/crc32"
-	"io/fs"
 	"strings"
-	"testing"
 	"unicode/utf16"
 
-	"github.com/stretchr/testify/require"
-
-	"hypersdk/formats"
+	"hypersdk/formats/formatstest"
 	"hypersdk/formats/vhdx"
 )
 
@@ -206,39 +200,8 @@ func partly(sectors map[int]byte) stored {
 }
 
 // files are what lies beside an image.
-type files map[string][]byte
+type files = formatstest.Files
 
-func (f files) beside(name string) (formats.Opened, error) {
-	b, ok := f[name]
-	if !ok {
-		return formats.Opened{}, fmt.Errorf("open %s: %w", name, fs.ErrNotExist)
-	}
-	return formats.Opened{ReaderAt: bytes.NewReader(b), Closer: closer{}, Size: int64(len(b)), Name: name, Beside: f.beside}, nil
-}
-
-type closer struct{}
-
-func (closer) Close() error { return nil }
-
-func openBytes(ctx context.Context, b []byte, o formats.OpenOptions) (formats.Image, error) {
-	return vhdx.Open(ctx, bytes.NewReader(b), int64(len(b)), o)
-}
-
-func mustOpen(t *testing.T, b []byte, o formats.OpenOptions) formats.Image {
-	t.Helper()
-	img, err := openBytes(t.Context(), b, o)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, img.Close()) })
-	return img
-}
-
-// at is n bytes of a disk.
-func at(t *testing.T, img formats.Image, off int64, n int) []byte {
-	t.Helper()
-	b := make([]byte, n)
-	_, err := img.ReadAt(b, off)
-	require.NoError(t, err)
-	return b
-}
+var inMemory = formatstest.InMemory{Format: vhdx.Format()}
 
 func fill(b byte, n int) []byte { return bytes.Repeat([]byte{b}, n) }

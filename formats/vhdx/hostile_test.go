@@ -2,10 +2,6 @@ package vhdx_test
 
 import (
 	"bytes"
-	"context"
-	"fmt"
-	"io"
-	"runtime"
 	"testing"
 	"time"
 
@@ -15,27 +11,6 @@ import (
 	"hypersdk/formats/formatstest"
 	"hypersdk/formats/vhdx"
 )
-
-// readAll opens an image, walks its map and reads all that is data: what a copy does.
-func readAll(ctx context.Context, b []byte, o formats.OpenOptions) error {
-	img, err := openBytes(ctx, b, o)
-	if err != nil {
-		return err
-	}
-	defer img.Close()
-	buf := make([]byte, 1<<20)
-	for e, err := range img.Extents(ctx, 0, img.Size()) {
-		if err != nil {
-			return err
-		}
-		for off := e.Off; e.Kind == formats.Data && off < e.End(); off += int64(len(buf)) {
-			if _, err := img.ReadAt(buf[:min(int64(len(buf)), e.End()-off)], off); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
 
 func TestLiesAreRefused(t *testing.T) {
 	u16 := func(v uint16) []byte { return le.AppendUint16(nil, v) }
@@ -118,7 +93,7 @@ func TestLiesAreRefused(t *testing.T) {
 			} else {
 				copy(b[c.place+c.off:], c.value)
 			}
-			err := readAll(t.Context(), b, formats.OpenOptions{Layer: true})
+			err := inMemory.ReadAll(t.Context(), b, formats.OpenOptions{Layer: true})
 			if err == nil || !bytes.Contains([]byte(err.Error()), []byte("parent")) {
 				require.NotErrorIs(t, err, formats.ErrAbsent)
 			}
@@ -131,7 +106,7 @@ func TestLiesAreRefused(t *testing.T) {
 
 func TestPartialBlockWithoutAParentIsRefused(t *testing.T) {
 	b := spec{size: mib, blocks: map[int]stored{0: {state: 7}}}.bytes()
-	require.ErrorContains(t, readAll(t.Context(), b, formats.OpenOptions{}), "block 0 has state 7")
+	require.ErrorContains(t, inMemory.ReadAll(t.Context(), b, formats.OpenOptions{}), "block 0 has state 7")
 }
 
 func TestOverlappingBlocksAreFound(t *testing.T) {
@@ -146,27 +121,7 @@ func TestOverlappingBlocksAreFound(t *testing.T) {
 
 func TestEveryCutIsNoticed(t *testing.T) {
 	b := spec{size: 3 * mib, blocks: map[int]stored{0: whole(1), 2: whole(2)}}.bytes()
-	require.NoError(t, readAll(t.Context(), b, formats.OpenOptions{}))
-	for n := 0; n < len(b); n += len(b) / 499 {
-		require.Error(t, readAll(t.Context(), b[:n], formats.OpenOptions{}), "%d of %d bytes", n, len(b))
-	}
-}
-
-// sparse is a file whose head is given and whose rest is zeros.
-type sparse struct {
-	head []byte
-	size int64
-}
-
-func (s sparse) ReadAt(p []byte, off int64) (int, error) {
-	clear(p)
-	if off < int64(len(s.head)) {
-		copy(p, s.head[off:])
-	}
-	if off+int64(len(p)) > s.size {
-		return int(max(0, s.size-off)), io.EOF
-	}
-	return len(p), nil
+	inMemory.EveryCut(t, b, 0)
 }
 
 // A disk of 64 TiB in blocks of 1 MiB has a table of 512 MiB. Neither walking it nor reading it all
@@ -175,22 +130,12 @@ func TestHugeTableIsPaged(t *testing.T) {
 	const entries = 64<<20 + 64<<8
 	b := spec{size: 64 * tib}.bytes()
 	tables(b, func(r []byte) { le.PutUint32(r[16+24:], (entries*8+mib-1)/mib*mib) })
-	f := sparse{head: b, size: batAt + entries*8 + mib}
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	begin := time.Now()
-	img, err := vhdx.Open(t.Context(), f, f.size, formats.OpenOptions{})
-	require.NoError(t, err)
-	require.Equal(t, []formats.Extent{{Len: 64 * tib, Kind: formats.Zero}}, formatstest.Map(t, img, 0, img.Size()))
-	for off := int64(0); off < img.Size(); off += 64 * tib / 5000 {
-		at(t, img, off, 10)
-	}
-	t.Logf("%v", time.Since(begin))
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	require.Less(t, int64(after.HeapAlloc)-int64(before.HeapAlloc), int64(2*mib))
-	runtime.KeepAlive(img)
+	f := formatstest.Padded{Head: b, Size: batAt + entries*8 + mib}
+	formatstest.Paged(t, func() formats.Image {
+		img, err := vhdx.Open(t.Context(), f, f.Size, formats.OpenOptions{})
+		require.NoError(t, err)
+		return img
+	})
 }
 
 // The largest log that is read, full of descriptors that each write more than the last, is gone
@@ -218,7 +163,7 @@ func TestLogOfManyWritesIsBounded(t *testing.T) {
 		}
 	}
 	begin := time.Now()
-	_, err := openBytes(t.Context(), b, formats.OpenOptions{})
+	_, err := inMemory.Open(t.Context(), b, formats.OpenOptions{})
 	require.ErrorIs(t, err, formats.ErrFormat)
 	require.ErrorContains(t, err, "more than 262144 writes")
 	require.Less(t, time.Since(begin), 5*time.Second)
@@ -257,17 +202,7 @@ func FuzzOpen(f *testing.F) {
 	base := chain()
 	f.Fuzz(func(t *testing.T, head []byte) {
 		b := fuzzImage(head)
-		ctx := t.Context()
-		for _, o := range []formats.OpenOptions{{}, {Layer: true}, {Beside: base.beside}} {
-			img, err := openBytes(ctx, b, o)
-			if err != nil {
-				continue
-			}
-			_ = tiles(ctx, img, min(img.Size(), 64*mib))
-			require.NoError(t, img.Close())
-		}
-		_, _ = vhdx.Inspect(ctx, bytes.NewReader(b), int64(len(b)))
-		_, _ = vhdx.Check(ctx, bytes.NewReader(b), int64(len(b)))
+		inMemory.Fuzz(t, b, base)
 	})
 }
 
@@ -289,30 +224,9 @@ func FuzzLog(f *testing.F) {
 				resum(e[:n])
 			}
 		}
-		if img, err := openBytes(t.Context(), b, formats.OpenOptions{}); err == nil {
-			_ = tiles(t.Context(), img, img.Size())
+		if img, err := inMemory.Open(t.Context(), b, formats.OpenOptions{}); err == nil {
+			_ = formatstest.Tiles(t.Context(), img, img.Size())
 			require.NoError(t, img.Close())
 		}
 	})
-}
-
-// tiles walks the first n bytes of a disk and reads a little of every extent.
-func tiles(ctx context.Context, img formats.Image, n int64) error {
-	next := int64(0)
-	for e, err := range img.Extents(ctx, 0, n) {
-		if err != nil {
-			return err
-		}
-		if e.Off != next || e.Len <= 0 || e.End() > n {
-			panic(fmt.Sprintf("extent [%d, %d) where one from %d on was due", e.Off, e.End(), next))
-		}
-		next = e.End()
-		if _, err := img.ReadAt(make([]byte, min(e.Len, 4096)), e.Off); e.Kind != formats.Absent && err != nil {
-			return err
-		}
-	}
-	if next != n {
-		panic(fmt.Sprintf("the extents end at %d of %d", next, n))
-	}
-	return nil
 }

@@ -191,9 +191,9 @@ func TestLogIsReplayedInMemory(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := useLog(base, c.log...)
 			before := bytes.Clone(b)
-			img := mustOpen(t, b, formats.OpenOptions{})
+			img := inMemory.MustOpen(t, b, formats.OpenOptions{})
 			for off, want := range c.want {
-				require.True(t, bytes.Equal(want, at(t, img, off, len(want))), "at %d", off)
+				require.True(t, bytes.Equal(want, formatstest.Peek(t, img, off, len(want))), "at %d", off)
 			}
 			formatstest.Map(t, img, 0, img.Size())
 			require.True(t, bytes.Equal(before, b), "the file is not written")
@@ -244,11 +244,11 @@ func TestTornEntriesAreNoPartOfTheLog(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := useLog(twoBlocks(), first, second)
-			require.Equal(t, page(9), at(t, mustOpen(t, b, formats.OpenOptions{}), 0, 4096))
+			require.Equal(t, page(9), formatstest.Peek(t, inMemory.MustOpen(t, b, formats.OpenOptions{}), 0, 4096))
 			b[logAt+off] ^= 0x10
-			img := mustOpen(t, b, formats.OpenOptions{})
-			require.Equal(t, page(8), at(t, img, 0, 4096))
-			require.Equal(t, page(1), at(t, img, 4096, 4096))
+			img := inMemory.MustOpen(t, b, formats.OpenOptions{})
+			require.Equal(t, page(8), formatstest.Peek(t, img, 0, 4096))
+			require.Equal(t, page(1), formatstest.Peek(t, img, 4096, 4096))
 		})
 	}
 }
@@ -259,9 +259,9 @@ func TestFileThatTheLogExtends(t *testing.T) {
 	le.PutUint64(table[8:], uint64(len(base))|6)
 	b := useLog(base, entry{sequence: 1, last: int64(len(base)) + mib, writes: []logged{
 		{off: batAt, data: table}, {off: int64(len(base)) + 8192, data: page(5)}}})
-	img := mustOpen(t, b, formats.OpenOptions{})
-	require.Equal(t, append(page(0), append(page(5), page(0)...)...), at(t, img, mib+4096, 3*4096))
-	require.Equal(t, page(0), at(t, img, 2*mib-4096, 4096))
+	img := inMemory.MustOpen(t, b, formats.OpenOptions{})
+	require.Equal(t, append(page(0), append(page(5), page(0)...)...), formatstest.Peek(t, img, mib+4096, 3*4096))
+	require.Equal(t, page(0), formatstest.Peek(t, img, 2*mib-4096, 4096))
 }
 
 func TestLogsThatCannotBeReplayedAreRefused(t *testing.T) {
@@ -290,7 +290,7 @@ func TestLogsThatCannotBeReplayedAreRefused(t *testing.T) {
 		"in the header section":    {with(useLog(base, entry{sequence: 1, writes: write}), func(h []byte) { le.PutUint64(h[72:], 0) }), formats.ErrCorrupt, "log offset 0"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := openBytes(t.Context(), c.image, formats.OpenOptions{})
+			_, err := inMemory.Open(t.Context(), c.image, formats.OpenOptions{})
 			require.ErrorIs(t, err, c.is)
 			require.ErrorContains(t, err, c.says)
 			require.NotContains(t, err.Error(), "\n")
@@ -334,13 +334,13 @@ func TestAnyLogComesToWhatItsWritesComeTo(t *testing.T) {
 			next = (next + int64(len(e.bytes()))) % mib
 			log = append(log, e)
 		}
-		img := mustOpen(t, useLog(base, log...), formats.OpenOptions{})
-		got := at(t, img, 0, 2*mib)
+		img := inMemory.MustOpen(t, useLog(base, log...), formats.OpenOptions{})
+		got := formatstest.Peek(t, img, 0, 2*mib)
 		require.True(t, bytes.Equal(want[dataAt:][:2*mib], got))
 		for range 20 { // and in pieces of any size
 			off := r.IntN(2 * mib)
 			n := r.IntN(2*mib - off)
-			require.True(t, bytes.Equal(want[dataAt+off:][:n], at(t, img, int64(off), n)))
+			require.True(t, bytes.Equal(want[dataAt+off:][:n], formatstest.Peek(t, img, int64(off), n)))
 		}
 	}
 }

@@ -16,14 +16,14 @@ func TestStatesOfABlock(t *testing.T) {
 	b := spec{size: 7 * mib, blocks: map[int]stored{0: {state: 0}, 1: {state: 1}, 2: {state: 2}, 3: {state: 3}, 5: whole(5)}}.bytes()
 	// An unmapped block may still say where it was.
 	le.PutUint64(b[batAt+8*3:], 4*mib|3)
-	img := mustOpen(t, b, formats.OpenOptions{})
+	img := inMemory.MustOpen(t, b, formats.OpenOptions{})
 	require.Equal(t, []formats.Extent{
 		{Off: 0, Len: 5 * mib, Kind: formats.Zero},
 		{Off: 5 * mib, Len: mib, Kind: formats.Data},
 		{Off: 6 * mib, Len: mib, Kind: formats.Zero},
 	}, formatstest.Map(t, img, 0, img.Size()))
-	require.Equal(t, append(fill(0, 512), fill(5, 512)...), at(t, img, 5*mib-512, 1024))
-	require.Equal(t, fill(0, 512), at(t, img, 3*mib, 512))
+	require.Equal(t, append(fill(0, 512), fill(5, 512)...), formatstest.Peek(t, img, 5*mib-512, 1024))
+	require.Equal(t, fill(0, 512), formatstest.Peek(t, img, 3*mib, 512))
 }
 
 // Behind every chunk of blocks the table has the entry of their bitmaps.
@@ -33,7 +33,7 @@ func TestChunks(t *testing.T) {
 		"4096-byte sectors": {size: 32769*mib + 4096, logical: 4096, blocks: map[int]stored{4095: whole(1), 4096: whole(2), 32767: whole(5), 32768: whole(3), 32769: whole(4)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			img := mustOpen(t, s.bytes(), formats.OpenOptions{})
+			img := inMemory.MustOpen(t, s.bytes(), formats.OpenOptions{})
 			require.Equal(t, s.size, img.Size())
 			var data int64
 			for _, e := range formatstest.Map(t, img, 0, img.Size()) {
@@ -43,9 +43,9 @@ func TestChunks(t *testing.T) {
 			}
 			require.Equal(t, int64(len(s.blocks)-1)*mib+s.size%mib, data)
 			for i, blk := range s.blocks {
-				require.Equal(t, blk.data[:512], at(t, img, int64(i)*mib, 512), "block %d", i)
+				require.Equal(t, blk.data[:512], formatstest.Peek(t, img, int64(i)*mib, 512), "block %d", i)
 			}
-			require.Equal(t, append(fill(1, 512), fill(2, 512)...), at(t, img, 4096*mib-512, 1024))
+			require.Equal(t, append(fill(1, 512), fill(2, 512)...), formatstest.Peek(t, img, 4096*mib-512, 1024))
 		})
 	}
 }
@@ -68,14 +68,14 @@ func TestHeaderWithTheHigherNumberCounts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := bytes.Clone(good)
 			c.change(b)
-			img, err := openBytes(t.Context(), b, formats.OpenOptions{})
+			img, err := inMemory.Open(t.Context(), b, formats.OpenOptions{})
 			if c.is != nil {
 				require.ErrorIs(t, err, c.is)
 				require.ErrorContains(t, err, c.says)
 				return
 			}
 			require.NoError(t, err)
-			require.Equal(t, fill(1, 512), at(t, img, 0, 512))
+			require.Equal(t, fill(1, 512), formatstest.Peek(t, img, 0, 512))
 		})
 	}
 }
@@ -99,7 +99,7 @@ func tables(b []byte, change func(r []byte)) {
 func TestSecondRegionTableStandsIn(t *testing.T) {
 	b := spec{size: mib, blocks: map[int]stored{0: whole(1)}}.bytes()
 	b[regionsAt+100] ^= 1
-	require.Equal(t, fill(1, 512), at(t, mustOpen(t, b, formats.OpenOptions{}), 0, 512))
+	require.Equal(t, fill(1, 512), formatstest.Peek(t, inMemory.MustOpen(t, b, formats.OpenOptions{}), 0, 512))
 	rep, err := vhdx.Check(t.Context(), bytes.NewReader(b), int64(len(b)))
 	require.NoError(t, err)
 	require.Len(t, rep.Errors, 1)
@@ -115,7 +115,7 @@ func TestWhatIsNotRequiredNeedNotBeKnown(t *testing.T) {
 	meta := b[metadataAt:]
 	le.PutUint16(meta[10:], 6)
 	copy(meta[32+32*5:], guid("00000000-1111-2222-3333-444444444444"))
-	require.Equal(t, fill(1, 512), at(t, mustOpen(t, b, formats.OpenOptions{}), 0, 512))
+	require.Equal(t, fill(1, 512), formatstest.Peek(t, inMemory.MustOpen(t, b, formats.OpenOptions{}), 0, 512))
 }
 
 // chain is a base, a disk upon it, and one upon that.
@@ -134,14 +134,14 @@ func chain() files {
 
 func TestDifferencingDiskIsReadThroughItsParents(t *testing.T) {
 	f := chain()
-	img := mustOpen(t, f["top.avhdx"], formats.OpenOptions{Beside: f.beside})
+	img := inMemory.MustOpen(t, f["top.avhdx"], formats.OpenOptions{Beside: f.Beside})
 	const block = mib / 512
 	for sector, want := range map[int64]byte{
 		0: 1, 1: 2, 2: 1, 3: 3, 4: 0, 5: 1,
 		block: 0, block + 2047: 2,
 		2 * block: 1, 3 * block: 0, 4 * block: 2, 5 * block: 0, 7 * block: 0, 9 * block: 0,
 	} {
-		require.Equal(t, fill(want, 512), at(t, img, sector*512, 512), "sector %d", sector)
+		require.Equal(t, fill(want, 512), formatstest.Peek(t, img, sector*512, 512), "sector %d", sector)
 	}
 	var data int64
 	for _, e := range formatstest.Map(t, img, 0, img.Size()) {
@@ -154,7 +154,7 @@ func TestDifferencingDiskIsReadThroughItsParents(t *testing.T) {
 }
 
 func TestOneLayerOfADifferencingDisk(t *testing.T) {
-	img := mustOpen(t, chain()["mid.avhdx"], formats.OpenOptions{Layer: true})
+	img := inMemory.MustOpen(t, chain()["mid.avhdx"], formats.OpenOptions{Layer: true})
 	require.Equal(t, []formats.Extent{
 		{Off: 0, Len: 512, Kind: formats.Absent},
 		{Off: 512, Len: 512, Kind: formats.Data},
@@ -175,7 +175,7 @@ func TestBitmapsOf4096ByteSectors(t *testing.T) {
 	s := spec{size: 4 * mib, logical: 4096, differs: true,
 		locator: map[string]string{"parent_linkage": "{" + parentID + "}", "relative_path": `base.vhdx`},
 		blocks:  map[int]stored{2: {state: 7, sectors: map[int][]byte{0: fill(7, 4096), 255: fill(8, 4096)}}}}
-	img := mustOpen(t, s.bytes(), formats.OpenOptions{Layer: true})
+	img := inMemory.MustOpen(t, s.bytes(), formats.OpenOptions{Layer: true})
 	require.Equal(t, []formats.Extent{
 		{Off: 0, Len: 2 * mib, Kind: formats.Absent},
 		{Off: 2 * mib, Len: 4096, Kind: formats.Data},
@@ -183,32 +183,16 @@ func TestBitmapsOf4096ByteSectors(t *testing.T) {
 		{Off: 3*mib - 4096, Len: 4096, Kind: formats.Data},
 		{Off: 3 * mib, Len: mib, Kind: formats.Absent},
 	}, formatstest.Map(t, img, 0, img.Size()))
-	require.Equal(t, fill(8, 100), at(t, img, 3*mib-100, 100))
+	require.Equal(t, fill(8, 100), formatstest.Peek(t, img, 3*mib-100, 100))
 }
 
 func TestParentThatCannotBeHadIsRefused(t *testing.T) {
-	top := chain()["top.avhdx"]
-	for name, c := range map[string]struct {
-		beside func(files) files
-		is     error
-		says   string
-	}{
-		"nothing may be opened": {nil, formats.ErrFormat, "no file beside the image may be opened"},
-		"it is not there":       {func(files) files { return files{} }, fs.ErrNotExist, "mid.avhdx"},
-		"its own is not there":  {func(f files) files { delete(f, "base.vhdx"); return f }, fs.ErrNotExist, "base.vhdx"},
-		"another has its name":  {func(f files) files { f["mid.avhdx"] = f["base.vhdx"]; return f }, formats.ErrCorrupt, "its write identifier is " + parentID},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var o formats.OpenOptions
-			if c.beside != nil {
-				o.Beside = c.beside(chain()).beside
-			}
-			_, err := openBytes(t.Context(), top, o)
-			require.ErrorIs(t, err, c.is)
-			require.ErrorContains(t, err, c.says)
-			require.NotContains(t, err.Error(), "\n")
-		})
-	}
+	inMemory.Parents(t, chain, "top.avhdx", map[string]formatstest.LostParent{
+		"nothing may be opened": {Is: formats.ErrFormat, Says: "no file beside the image may be opened"},
+		"it is not there":       {Beside: func(files) files { return files{} }, Is: fs.ErrNotExist, Says: "mid.avhdx"},
+		"its own is not there":  {Beside: func(f files) files { delete(f, "base.vhdx"); return f }, Is: fs.ErrNotExist, Says: "base.vhdx"},
+		"another has its name":  {Beside: func(f files) files { f["mid.avhdx"] = f["base.vhdx"]; return f }, Is: formats.ErrCorrupt, Says: "its write identifier is " + parentID},
+	})
 }
 
 func TestInspect(t *testing.T) {

@@ -166,7 +166,7 @@ func TestSizesInHalfSectorsAreRoundedUp(t *testing.T) {
 		img, err := vhdx.Open(t.Context(), f, f.Size(), formats.OpenOptions{})
 		require.NoError(t, err)
 		require.EqualValues(t, 1024, img.Size())
-		require.Equal(t, append(fill(7, 1000), fill(0, 24)...), at(t, img, 0, 1024))
+		require.Equal(t, append(fill(7, 1000), fill(0, 24)...), formatstest.Peek(t, img, 0, 1024))
 	}
 }
 
@@ -184,7 +184,7 @@ func TestFixedDiskOfManyChunks(t *testing.T) {
 	img, err := vhdx.Open(t.Context(), f, f.Size(), formats.OpenOptions{})
 	require.NoError(t, err)
 	for _, off := range []int64{0, 4<<30 - 512, 4 << 30, 8<<30 - 512, 8 << 30, 9 << 30} {
-		require.Equal(t, fill(byte(off>>30+1), 512), at(t, img, off, 512))
+		require.Equal(t, fill(byte(off>>30+1), 512), formatstest.Peek(t, img, off, 512))
 	}
 	rep, err := vhdx.Check(t.Context(), f, f.Size())
 	require.NoError(t, err)
