@@ -95,6 +95,15 @@ var capabilities = []struct {
 	{"inventory", is[Inventory]},
 	{"snapshot", is[Snapshotter]},
 	{"disk-source", is[DiskSource]},
+	{"power", is[PowerManager]},
+	{"drives", is[DriveManager]},
+	{"clone", is[Cloner]},
+	{"disk-leaser", is[DiskLeaser]},
+	{"infrastructure", is[Surveyor]},
+	{"history", is[Historian]},
+	{"metrics", is[Gauger]},
+	{"package-import", is[PackageImporter]},
+	{"change-tracking", is[ChangeTracker]},
 }
 
 func is[C any](p Provider) bool { _, ok := p.(C); return ok }

@@ -11,9 +11,11 @@ package providers
 
 import (
 	"context"
+	"io"
 	"iter"
 	"time"
 
+	"hypersdk/cbt"
 	"hypersdk/formats"
 )
 
@@ -58,6 +60,7 @@ type VM struct {
 	StorageBytes int64  `json:"storage_bytes" doc:"Space that the VM takes on its datastores"`
 
 	UUID            string     `json:"uuid,omitempty" doc:"BIOS UUID"`
+	GuestID         string     `json:"guest_id,omitempty" doc:"Guest operating system by the platform's own identifier" example:"ubuntu64Guest"`
 	Host            string     `json:"host,omitempty" doc:"Host that the VM runs on"`
 	Firmware        string     `json:"firmware,omitempty" enum:"bios,efi"`
 	HardwareVersion string     `json:"hardware_version,omitempty" example:"vmx-19"`
@@ -86,6 +89,9 @@ type Disk struct {
 	Bus           int    `json:"bus"`
 	Unit          int    `json:"unit"`
 	Mode          string `json:"mode,omitempty" doc:"Disk mode; an independent disk has no part in snapshots" example:"persistent"`
+	// ChangeID is the point that a snapshot is to the tracking of the disk's changes; see [ChangeTracker].
+	// It says something only among the disks of a snapshot.
+	ChangeID cbt.Point `json:"change_id,omitempty" doc:"Point in the tracking of its changes, where they are tracked"`
 }
 
 // NIC is a network card of a VM.
@@ -114,6 +120,8 @@ type Snapshot struct {
 	Description string     `json:"description,omitempty"`
 	Created     time.Time  `json:"created"`
 	Parent      SnapshotID `json:"parent,omitempty"`
+	Quiesced    bool       `json:"quiesced,omitempty" doc:"Whether the guest's file systems were at rest"`
+	Memory      bool       `json:"memory,omitempty" doc:"Whether it holds the memory of the guest"`
 	Disks       []Disk     `json:"disks,omitempty"`
 }
 
@@ -137,11 +145,12 @@ type Inventory interface {
 // SnapshotOptions say how a snapshot is taken.
 type SnapshotOptions struct {
 	// Key names the snapshot for ever: asking again with the same key answers the snapshot that is
-	// there. It becomes (part of) its name.
+	// there. It becomes (part of) its name, or of its description where it has a name of its own.
 	Key         string
+	Name        string // for people; empty: made of the key
 	Description string
 	Memory      bool // with the memory of the guest
-	Quiesce     bool // with the guest's file systems at rest, where the guest's tools can
+	Quiesce     bool // with the guest's file systems at rest, where the guest's tools can; see Snapshot.Quiesced
 }
 
 // Snapshotter takes snapshots. Both methods may be repeated: the first is idempotent in opt.Key, the
@@ -158,6 +167,7 @@ type Transport struct {
 	Name      string `json:"name" example:"datastore"`
 	Why       string `json:"why,omitempty" doc:"Why it cannot be used; empty where it can"`
 	Resumable bool   `json:"resumable" doc:"Whether a cut costs at most a segment"`
+	Leased    bool   `json:"leased,omitempty" doc:"Whether the disks of a VM are read together under one lease, each front to back"`
 }
 
 // DiskRef names a disk as it was when a snapshot was taken.
@@ -168,6 +178,13 @@ type DiskRef struct {
 	Transport string     `json:"transport,omitempty"` // "": the provider's best
 }
 
+// SnapshotRef names the disks of a VM as they were when a snapshot was taken; without a snapshot, the
+// disks of a VM that is off.
+type SnapshotRef struct {
+	VM       VMID       `json:"vm"`
+	Snapshot SnapshotID `json:"snapshot,omitempty"`
+}
+
 // DiskSource reads disks block by block, in any order, as of a snapshot.
 type DiskSource interface {
 	// Transports lists the ways to read the disks of vm once our own snapshot is its newest, best
@@ -176,4 +193,49 @@ type DiskSource interface {
 	// OpenDisk checks again that the transport is safe and fails with Precondition where it no longer
 	// is. ctx bounds the life of the image.
 	OpenDisk(ctx context.Context, ref DiskRef) (formats.Image, error)
+}
+
+// Confirmer is an optional ability of an image that [DiskSource] opened, where the platform could change
+// it under whoever reads it: a snapshot that somebody removes lets the disk be written again.
+type Confirmer interface {
+	// Confirm says, after the last read, whether everything that was read since the image was opened is
+	// the disk as of its snapshot. NotFound and Precondition say that it need not be.
+	Confirm(ctx context.Context) error
+}
+
+// DiskLeaser reads the disks of a VM under a lease: all of them at once, each front to back. Its
+// transports are those that [DiskSource.Transports] calls leased.
+type DiskLeaser interface {
+	// Lease asks for the disks and waits until they can be read. A VM has one lease at a time: while
+	// somebody else has one, the error is Precondition. What a program that was killed left of a lease of
+	// this connection on the VM is ended first. Without a snapshot the VM must be off, and stays as it is
+	// until the lease ends. ctx bounds the life of the lease: when it ends, reads fail.
+	Lease(ctx context.Context, ref SnapshotRef) (Lease, error)
+}
+
+// Lease is the right to read the disks of a VM. It keeps itself alive, also while nobody reads, until
+// Commit or Close. Its disks may be read at the same time, from different goroutines.
+type Lease interface {
+	Disks() []LeasedDisk
+	// Open reads a disk from its beginning, again if it was read before. tap, where it is not nil, is
+	// given the bytes of the stored form as they come, before they are understood, and all of them by the
+	// time the stream answers io.EOF; its error ends the stream. A stream that answered io.EOF is what the
+	// platform says that it sent, where the platform says so. One that was cut is Unavailable, bytes that
+	// are not those that were sent are Corrupt. ctx bounds the life of the stream.
+	Open(ctx context.Context, disk DiskID, tap io.Writer) (formats.Stream, error)
+	// Err says why the lease no longer holds: Unavailable, where another one may do better. nil: it holds.
+	Err() error
+	// Commit compares what the platform says that it sent with what came, as far as Open could not, and
+	// ends the lease.
+	Commit(ctx context.Context) error
+	// Close without Commit aborts the lease.
+	Close() error
+}
+
+// LeasedDisk is a disk that can be read under a lease.
+type LeasedDisk struct {
+	ID     DiskID
+	Size   int64  // of the virtual disk, in bytes
+	Stored int64  // bytes that will come, estimated; 0: the platform does not say
+	Format string // of the bytes that come, by the name of the disk format: "vmdk"
 }

@@ -18,7 +18,7 @@ import (
 const prompt = 2 * time.Second
 
 // Harness is a platform to examine a provider on. The exam takes and deletes snapshots of one VM and
-// leaves the platform as it found it.
+// leaves the platform as it found it, but for what an import makes.
 type Harness struct {
 	// Open connects anew each time.
 	Open func(t *testing.T) providers.Provider
@@ -32,12 +32,22 @@ type Harness struct {
 	Ambiguous string
 	// Truth is the whole content of a disk of VM. Needed where Want has "disk-source".
 	Truth func(t *testing.T, vm providers.VM, disk providers.Disk) []byte
+	// Package is a package, and a name and a place for its VM, of which there is none yet. Needed where Want
+	// has "package-import". The VM stays.
+	Package func(t *testing.T) (providers.Package, providers.ImportTarget)
+	// Write is the guest of VM writing to a disk. Needed where Want has "change-tracking"; the VM is not
+	// tracked to begin with, nor at the end.
+	Write func(t *testing.T, vm providers.VM, disk providers.Disk, off int64, p []byte)
 }
 
 // Run examines every capability of the provider.
 func Run(t *testing.T, h Harness) {
 	t.Run("provider", h.provider)
-	exams := map[string]func(*testing.T){"inventory": h.inventory, "snapshot": h.snapshot, "disk-source": h.diskSource}
+	exams := map[string]func(*testing.T){"inventory": h.inventory, "snapshot": h.snapshot, "disk-source": h.diskSource, "disk-leaser": h.diskLeaser,
+		"power": h.power, "drives": h.drives, "clone": h.clone,
+		"infrastructure": h.infrastructure, "history": h.history, "metrics": h.metrics, "package-import": h.packageImport,
+		"change-tracking": h.changeTracking,
+	}
 	for _, name := range h.Want {
 		exam, ok := exams[name]
 		require.True(t, ok, "there is no exam for %q", name)
@@ -207,6 +217,20 @@ func (h Harness) snapshot(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = snap.DeleteSnapshot(context.Background(), vm.ID, second.ID) })
 	require.NotEqual(t, first.ID, second.ID, "another key is another snapshot")
+
+	named := providers.SnapshotOptions{Key: "exam/3", Name: "a name of its own", Description: "and a description"}
+	third, err := snap.Snapshot(ctx, vm.ID, named)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = snap.DeleteSnapshot(context.Background(), vm.ID, third.ID) })
+	require.Equal(t, named.Name, third.Name)
+	require.Equal(t, named.Description, third.Description)
+	again, err = snap.Snapshot(ctx, vm.ID, named)
+	require.NoError(t, err)
+	require.Equal(t, third.ID, again.ID, "the same key is the same snapshot, whatever it is called")
+	found, err = snap.FindSnapshot(ctx, vm.ID, named.Key)
+	require.NoError(t, err)
+	require.Equal(t, third.ID, found.ID)
+	require.NoError(t, snap.DeleteSnapshot(ctx, vm.ID, third.ID))
 
 	for range 2 {
 		require.NoError(t, snap.DeleteSnapshot(ctx, vm.ID, first.ID))

@@ -45,11 +45,13 @@ type Config struct {
 	KeepAlive Duration `json:"keep_alive,omitempty"`
 	// StallTimeout is how long a connection may be silent while an answer is due.
 	StallTimeout Duration `json:"stall_timeout,omitempty"`
+	// LeaseReady is how long an export lease may take to become ready.
+	LeaseReady Duration `json:"lease_ready,omitempty"`
 }
 
 // Default is the configuration that a connection starts from.
 func Default() Config {
-	return Config{Connections: 32, KeepAlive: Duration(5 * time.Minute), StallTimeout: Duration(time.Minute)}
+	return Config{Connections: 32, KeepAlive: Duration(5 * time.Minute), StallTimeout: Duration(time.Minute), LeaseReady: Duration(5 * time.Minute)}
 }
 
 // Validate names every field that cannot be right.
@@ -79,6 +81,9 @@ func (c Config) Validate() error {
 	}
 	if c.StallTimeout < Duration(10*time.Millisecond) {
 		say("stall_timeout", "must be at least 10ms")
+	}
+	if c.LeaseReady < Duration(10*time.Millisecond) {
+		say("lease_ready", "must be at least 10ms")
 	}
 	if bad != nil {
 		return errors.New(strings.Join(bad, "; "))

@@ -28,17 +28,21 @@ var plainStores = []string{"VMFS", "NFS", "NFS41"}
 // diskProps is what is asked of a VM to know whether and where its disks can be read.
 var diskProps = []string{"config.hardware.device", "config.template", "config.keyId", "snapshot", "runtime"}
 
-// Transports tells whether the disks of vm can be read from their datastores.
+// Transports tells whether the disks of vm can be read from their datastores, and whether under a lease.
 func (p *Provider) Transports(ctx context.Context, vm providers.VM) ([]providers.Transport, error) {
 	const op = "look at the disks of"
 	m, err := p.machine(ctx, vm.ID, diskProps)
 	if err != nil {
 		return nil, fail(op, string(vm.ID), err)
 	}
-	t := providers.Transport{Name: Datastore, Resumable: true}
+	direct := providers.Transport{Name: Datastore, Resumable: true}
+	leased := providers.Transport{Name: NFC, Leased: true}
+	if why := m.refuseLease(); why != nil {
+		leased.Why = why.Msg
+	}
 	if why := m.refuse(""); why != nil {
-		t.Why = why.Msg
-		return []providers.Transport{t}, nil
+		direct.Why = why.Msg
+		return []providers.Transport{direct, leased}, nil
 	}
 	devices := m.Config.Hardware.Device
 	if ours := snapshots(m.Snapshot); len(ours) > 0 {
@@ -49,12 +53,12 @@ func (p *Provider) Transports(ctx context.Context, vm providers.VM) ([]providers
 	for _, dev := range devices {
 		if d, ok := dev.(*types.VirtualDisk); ok {
 			if why := m.refuseDisk(d); why != nil {
-				t.Why = why.Msg
+				direct.Why = why.Msg
 				break
 			}
 		}
 	}
-	return []providers.Transport{t}, nil
+	return []providers.Transport{direct, leased}, nil
 }
 
 // refuse says why no disk of the VM can be read from its datastore, nil where nothing speaks against
@@ -145,7 +149,7 @@ func (p *Provider) OpenDisk(ctx context.Context, ref providers.DiskRef) (formats
 	object := fmt.Sprintf("%s disk %s", ref.VM, ref.Disk)
 	if ref.Transport != "" && ref.Transport != Datastore {
 		return nil, &providers.Error{Op: "vsphere: open disk", Object: object, Reason: providers.Unsupported,
-			Msg: fmt.Sprintf("there is no transport %q; there is: %s", ref.Transport, Datastore)}
+			Msg: fmt.Sprintf("there is no transport %q for a disk by itself; there is: %s", ref.Transport, Datastore)}
 	}
 	f, err := p.resolve(ctx, ref)
 	if err != nil {

@@ -159,10 +159,17 @@ func faultReason(f types.BaseMethodFault) providers.Reason {
 
 // isFault says whether err is the API's fault of type F.
 func isFault[F types.BaseMethodFault](err error) bool {
+	_, ok := faultAs[F](err)
+	return ok
+}
+
+// faultAs is the API's fault of type F in err.
+func faultAs[F types.BaseMethodFault](err error) (F, bool) {
 	var fault types.HasFault
 	if !errors.As(err, &fault) {
-		return false
+		var none F
+		return none, false
 	}
-	_, ok := fault.Fault().(F)
-	return ok
+	f, ok := fault.Fault().(F)
+	return f, ok
 }

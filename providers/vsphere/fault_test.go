@@ -259,9 +259,10 @@ func TestAnotherSnapshot(t *testing.T) {
 	why := func() string {
 		tr, err := p.Transports(t.Context(), vm)
 		require.NoError(t, err)
-		require.Len(t, tr, 1)
+		require.Len(t, tr, 2)
 		require.Equal(t, "datastore", tr[0].Name)
 		require.True(t, tr[0].Resumable)
+		require.Equal(t, providers.Transport{Name: "nfc", Leased: true}, tr[1], "a lease does not mind other snapshots")
 		return tr[0].Why
 	}
 	require.Empty(t, why())

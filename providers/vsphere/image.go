@@ -22,9 +22,8 @@ const (
 	// troubles are for whoever runs the copy: he can wait without holding anything.
 	maxResumes  = 5
 	firstResume = 100 * time.Millisecond
-	// checkEvery is how often a long copy makes sure that the disk is still frozen. What was read before
-	// a check that succeeds was good; so whoever needs certainty looks for the snapshot once more after
-	// the last read.
+	// checkEvery is how often a long copy makes sure that the disk is still frozen: it need not read for
+	// hours what is worth nothing. What counts is Confirm after the last read.
 	checkEvery = 30 * time.Second
 )
 
@@ -173,6 +172,22 @@ func (im *image) trusted() error {
 		return im.condemn(err)
 	}
 	return nil // frozen, or nobody could tell: the next check will
+}
+
+// Confirm looks once more whether the disk is frozen. The id of a snapshot is never used again, so that
+// one which is there now was there all the time.
+func (im *image) Confirm(ctx context.Context) error {
+	im.mu.Lock()
+	broken := im.broken
+	im.mu.Unlock()
+	if broken != nil {
+		return broken
+	}
+	err := im.check(ctx)
+	if final(err) {
+		return im.condemn(err)
+	}
+	return err
 }
 
 // final says whether a failed check is an answer, rather than the lack of one.

@@ -250,6 +250,23 @@ func TestALongCopyLooksNowAndThenWhetherTheDiskIsFrozen(t *testing.T) {
 	require.EqualValues(t, 2, checks.Load())
 }
 
+func TestADiskIsConfirmedAfterTheLastRead(t *testing.T) {
+	im := serveImage(t, serveTruth, 0)
+	answer := error(&providers.Error{Op: "check", Reason: providers.Unavailable})
+	im.check = func(context.Context) error { return answer }
+	_, err := im.ReadAt(make([]byte, 10), 0)
+	require.NoError(t, err)
+	require.ErrorIs(t, im.Confirm(t.Context()), providers.Unavailable, "who cannot ask does not confirm")
+	answer = nil
+	require.NoError(t, im.Confirm(t.Context()))
+	answer = &providers.Error{Op: "check", Reason: providers.NotFound, Msg: "the snapshot is gone"}
+	require.ErrorIs(t, im.Confirm(t.Context()), providers.NotFound)
+	answer = nil
+	require.ErrorIs(t, im.Confirm(t.Context()), providers.NotFound, "what was doubted once is not trusted again")
+	_, err = im.ReadAt(make([]byte, 10), 0)
+	require.ErrorIs(t, err, providers.NotFound)
+}
+
 func TestAnImageEndsWithItsContext(t *testing.T) {
 	entered := make(chan struct{}, 1)
 	im := serveImage(t, func(w http.ResponseWriter, r *http.Request) {

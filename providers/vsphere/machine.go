@@ -133,11 +133,15 @@ func (m *machine) describe() providers.VM {
 		vm.Addresses = addresses(g)
 	}
 	vm.Snapshots = snapshots(m.Snapshot)
+	for i := range vm.Snapshots {
+		vm.Snapshots[i].Description = unmark(vm.Snapshots[i].Description)
+	}
 	c := m.Config
 	if c == nil {
 		return vm
 	}
 	vm.UUID, vm.Firmware, vm.HardwareVersion, vm.Annotation = c.Uuid, c.Firmware, c.Version, c.Annotation
+	vm.GuestID = c.GuestId
 	vm.ChangeTracking = c.ChangeTrackingEnabled != nil && *c.ChangeTrackingEnabled
 	vm.Template = c.Template
 	vm.Disks = m.disks(c.Hardware.Device)
@@ -198,6 +202,7 @@ func (m *machine) disks(devices []types.BaseVirtualDevice) []providers.Disk {
 			}
 		}
 		disk.Mode, disk.Thin = mode(d.Backing)
+		disk.ChangeID = changeID(d.Backing)
 		out = append(out, disk)
 	}
 	return out

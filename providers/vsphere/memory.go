@@ -7,6 +7,8 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/vmware/govmomi/property"
@@ -35,10 +37,12 @@ const (
 
 // memory is what a login keeps for the program that comes after it.
 type memory struct {
-	providers.Memory // nil: nothing is kept
+	providers.Memory            // nil: nothing is kept
+	mu               sync.Mutex // of kept.Leases, and of what is written to the Memory
 	kept             kept
-	saved            bool // the mark is in the Memory
-	left             bool // there may be sessions of which nothing but the mark is known
+	saved            bool        // the mark is in the Memory
+	left             bool        // there may be sessions of which nothing but the mark is known
+	leases           []keptLease // of a program that was killed
 }
 
 // kept is what lies in the Memory.
@@ -49,6 +53,13 @@ type kept struct {
 	// the first login.
 	Mark    string       `json:"mark"`
 	Session *keptSession `json:"session,omitempty"`
+	Leases  []keptLease  `json:"leases,omitempty"`
+}
+
+// keptLease is a lease that has not ended.
+type keptLease struct {
+	Ref string `json:"ref"` // id of its object
+	VM  string `json:"vm"`
 }
 
 type keptSession struct {
@@ -80,8 +91,58 @@ func (l *login) recall() {
 	}
 	var k kept
 	if json.Unmarshal(b, &k) == nil && k.Server == m.kept.Server && k.User == m.kept.User && validMark.MatchString(k.Mark) {
-		m.kept, m.saved, m.left = k, true, true
+		m.kept, m.saved, m.left, m.leases = k, true, true, slices.Clone(k.Leases)
 	}
+}
+
+// maxLeases is how many leases are kept: more than one program has.
+const maxLeases = 256
+
+// keepLease notes a lease that has begun.
+func (l *login) keepLease(ref, vm string) {
+	l.noteLeases(func(all []keptLease) []keptLease {
+		return append(all[max(0, len(all)-maxLeases+1):], keptLease{ref, vm})
+	})
+}
+
+// dropLease notes that a lease has ended.
+func (l *login) dropLease(ref string) {
+	is := func(one keptLease) bool { return one.Ref == ref }
+	l.noteLeases(func(all []keptLease) []keptLease {
+		l.memory.leases = slices.DeleteFunc(l.memory.leases, is)
+		return slices.DeleteFunc(all, is)
+	})
+}
+
+// noteLeases changes what is kept of leases, as long as a session is kept, too.
+func (l *login) noteLeases(change func([]keptLease) []keptLease) {
+	m := &l.memory
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.kept.Leases = change(m.kept.Leases)
+	if m.Memory == nil || !m.saved {
+		return
+	}
+	b, err := json.Marshal(m.kept)
+	if err == nil {
+		err = m.Save(b)
+	}
+	if err != nil {
+		l.log.Info("a lease cannot be kept; should this program be killed, it ends by itself", "provider", Kind, "error", err)
+	}
+}
+
+// leftLeases are those that a program that was killed has left on a VM; on all VMs for "".
+func (l *login) leftLeases(vm string) []keptLease {
+	l.memory.mu.Lock()
+	defer l.memory.mu.Unlock()
+	var out []keptLease
+	for _, one := range l.memory.leases {
+		if vm == "" || one.VM == vm {
+			out = append(out, one)
+		}
+	}
+	return out
 }
 
 // agent is the name under which the program goes at the server.
@@ -98,7 +159,9 @@ func (l *login) keep(s types.UserSession, held []*http.Cookie) {
 	for _, c := range held {
 		one.Cookies = append(one.Cookies, keptCookie{c.Name, c.Value, c.Quoted})
 	}
+	l.memory.mu.Lock()
 	l.memory.kept.Session = one
+	l.memory.mu.Unlock()
 	l.save()
 }
 
@@ -108,6 +171,8 @@ func (l *login) save() {
 	if m.Memory == nil {
 		return
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	b, err := json.Marshal(m.kept)
 	if err == nil {
 		err = m.Save(b)
@@ -124,6 +189,8 @@ func (l *login) forget() {
 	if m.Memory == nil {
 		return
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if err := m.Save(nil); err != nil {
 		l.log.Warn("what was kept of the session cannot be deleted", "provider", Kind, "error", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -61,7 +62,7 @@ func TestProvider(t *testing.T) {
 	for name, tls := range map[string]bool{"http": false, "https": true} {
 		t.Run(name, func(t *testing.T) {
 			s := vspheretest.Start(t, vspheretest.Options{TLS: tls, Datacenters: []string{"DC0", "DC 1"}, VMs: []vspheretest.VM{
-				{Name: "web-01", Folder: "shop/front end", Disks: []vspheretest.Disk{disk(1, 24<<20), disk(2, 5<<20+3<<10)}},
+				{Name: "web-01", Folder: "shop/front end", Hostname: "web-01", ISO: "[datastore1] iso/debian.iso", Disks: []vspheretest.Disk{disk(1, 24<<20), disk(2, 5<<20+3<<10)}},
 				{Name: "twin", Disks: []vspheretest.Disk{disk(3, 1<<20)}},
 				{Name: "twin", Datacenter: "DC 1", Disks: []vspheretest.Disk{disk(4, 1<<20)}},
 			}})
@@ -73,7 +74,16 @@ func TestProvider(t *testing.T) {
 					return p
 				},
 				VM: "web-01", Absent: "vm-999999", Ambiguous: "twin",
-				Want: []string{"disk-source", "inventory", "snapshot"},
+				Want: []string{"change-tracking", "clone", "disk-leaser", "disk-source", "drives", "history", "infrastructure", "inventory", "metrics", "package-import", "power", "snapshot"},
+				Write: func(t *testing.T, vm providers.VM, d providers.Disk, off int64, p []byte) {
+					i := slices.IndexFunc(vm.Disks, func(x providers.Disk) bool { return x.ID == d.ID })
+					require.NoError(t, s.GuestWrite("web-01", i, off, p))
+				},
+				Package: func(t *testing.T) (providers.Package, providers.ImportTarget) {
+					to := toNetwork("imported")
+					to.Folder = "/DC0/vm"
+					return packaged(t, nil, guestDisk(3, 1<<20)), to
+				},
 				Truth: func(t *testing.T, vm providers.VM, d providers.Disk) []byte {
 					snaps, err := s.Snapshots("web-01")
 					require.NoError(t, err)

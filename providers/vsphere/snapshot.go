@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/vmware/govmomi/vim25/methods"
@@ -32,6 +33,17 @@ func snapshotName(key string) string {
 	return string([]rune(name)[:maxName-len(tail)]) + tail
 }
 
+// mark ends the description of a snapshot that has a name of its own, to know it by its key.
+func mark(key string) string { return "[" + snapshotName(key) + "]" }
+
+// unmark is a description without its mark.
+func unmark(description string) string {
+	if i := strings.LastIndex(description, "["+prefix); i >= 0 && strings.HasSuffix(description, "]") {
+		return strings.TrimSuffix(description[:i], "\n")
+	}
+	return description
+}
+
 // Snapshot takes a snapshot, or answers the one that has this key already.
 func (p *Provider) Snapshot(ctx context.Context, vm providers.VMID, opt providers.SnapshotOptions) (providers.Snapshot, error) {
 	const op = "snapshot"
@@ -56,8 +68,12 @@ func (p *Provider) Snapshot(ctx context.Context, vm providers.VMID, opt provider
 }
 
 func (p *Provider) takeSnapshot(ctx context.Context, m *machine, opt providers.SnapshotOptions) error {
+	name, description := snapshotName(opt.Key), opt.Description
+	if opt.Name != "" {
+		name, description = opt.Name, strings.TrimPrefix(description+"\n"+mark(opt.Key), "\n")
+	}
 	res, err := methods.CreateSnapshot_Task(ctx, p.soap, &types.CreateSnapshot_Task{
-		This: m.Self, Name: snapshotName(opt.Key), Description: opt.Description, Memory: opt.Memory, Quiesce: opt.Quiesce,
+		This: m.Self, Name: name, Description: description, Memory: opt.Memory, Quiesce: opt.Quiesce,
 	})
 	if err != nil {
 		return err
@@ -79,9 +95,10 @@ func (p *Provider) keyed(ctx context.Context, vm providers.VMID, key string) (*m
 	if err != nil {
 		return nil, providers.Snapshot{}, err
 	}
-	name := snapshotName(key)
+	name, line := snapshotName(key), mark(key)
 	for _, s := range snapshots(m.Snapshot) {
-		if s.Name == name {
+		if s.Name == name || strings.HasSuffix(s.Description, line) {
+			s.Description = unmark(s.Description)
 			return m, s, nil
 		}
 	}
@@ -143,6 +160,7 @@ func snapshots(info *types.VirtualMachineSnapshotInfo) []providers.Snapshot {
 			id := providers.SnapshotID(s.Snapshot.Value)
 			out = append(out, providers.Snapshot{
 				ID: id, Name: unescape(s.Name), Description: s.Description, Created: s.CreateTime.UTC(), Parent: parent,
+				Quiesced: s.Quiesced, Memory: s.State == types.VirtualMachinePowerStatePoweredOn,
 			})
 			walk(s.ChildSnapshotList, id)
 		}

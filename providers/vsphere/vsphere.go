@@ -1,5 +1,5 @@
 // Package vsphere reaches VMware vCenter and ESXi: inventory, snapshots, and disks read over HTTP from
-// their datastores.
+// their datastores or under export leases.
 package vsphere
 
 import (
@@ -18,10 +18,16 @@ const Kind = "vsphere"
 
 // What a vSphere connection can do.
 var (
-	_ providers.Provider    = (*Provider)(nil)
-	_ providers.Inventory   = (*Provider)(nil)
-	_ providers.Snapshotter = (*Provider)(nil)
-	_ providers.DiskSource  = (*Provider)(nil)
+	_ providers.Provider     = (*Provider)(nil)
+	_ providers.Inventory    = (*Provider)(nil)
+	_ providers.Snapshotter  = (*Provider)(nil)
+	_ providers.DiskSource   = (*Provider)(nil)
+	_ providers.DiskLeaser   = (*Provider)(nil)
+	_ providers.PowerManager = (*Provider)(nil)
+	_ providers.DriveManager = (*Provider)(nil)
+	_ providers.Cloner       = (*Provider)(nil)
+
+	_ providers.ChangeTracker = (*Provider)(nil)
 )
 
 // Driver opens connections to vSphere.
@@ -33,10 +39,11 @@ func Driver() providers.Driver {
 
 // Provider is a session with a vCenter or an ESXi host. It is safe for use by many goroutines.
 type Provider struct {
-	login *login
-	soap  *vim25.Client
-	http  *http.Client  // for disks
-	slots chan struct{} // reads of disks that may be on the wire
+	config Config
+	login  *login
+	soap   *vim25.Client
+	http   *http.Client  // for disks
+	slots  chan struct{} // reads of disks that may be on the wire
 	// names lists the VMs by name and path only. It is shared, because a hundred jobs that are submitted
 	// at once all look for their VMs.
 	names *shared[[]providers.VM]
@@ -67,12 +74,14 @@ func Open(ctx context.Context, c Config, env providers.Env) (*Provider, error) {
 	}
 	l.keepAlive(time.Duration(c.KeepAlive))
 	p := &Provider{
-		login: l,
-		soap:  l.client(),
-		http:  &http.Client{Transport: pool, Jar: l.cookies, CheckRedirect: noRedirect},
-		slots: make(chan struct{}, c.Connections),
+		config: c,
+		login:  l,
+		soap:   l.client(),
+		http:   &http.Client{Transport: pool, Jar: l.cookies, CheckRedirect: noRedirect},
+		slots:  make(chan struct{}, c.Connections),
 	}
 	p.names = newShared(func(ctx context.Context) ([]providers.VM, error) { return p.list(ctx, named) })
+	p.endLeftLeases(ctx, "")
 	return p, nil
 }
 

@@ -48,13 +48,16 @@ func (s *Server) adopt(vm *simulator.VirtualMachine) (*machine, error) {
 	for _, dc := range s.datacenters {
 		for _, ref := range vm.Datastore {
 			if ds, ok := s.reg.Get(ref).(*simulator.Datastore); ok && ds.Name == vmx.Datastore {
-				m.ds, m.spec.Datacenter = dc.datastore(vmx.Datastore), dc.name
+				if one := dc.datastore(vmx.Datastore); one != nil && one.ref == ref { // others may have the name
+					m.ds, m.spec.Datacenter = one, dc.name
+				}
 			}
 		}
 	}
 	if m.ds == nil {
 		return nil, fmt.Errorf("vspheretest: VM %s is on an unknown datastore %q", vm.Self.Value, vmx.Datastore)
 	}
+	m.spec.Hardware = vm.Config.Version
 	m.home = filepath.Dir(vmx.Path)
 	m.base = strings.TrimSuffix(filepath.Base(vmx.Path), ".vmx")
 	m.spec.Name = strings.NewReplacer("%2f", "/", "%5c", `\`, "%25", "%").Replace(vm.Name)

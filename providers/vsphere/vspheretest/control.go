@@ -18,6 +18,7 @@ type State struct {
 	Sessions  []Session           `json:"sessions"`
 	VMs       []VMState           `json:"vms"`
 	Snapshots []Snapshot          `json:"snapshots"` // of all VMs
+	Leases    int                 `json:"leases"`    // for exports, alive
 	Served    map[string]Coverage `json:"served"`    // by datastore path
 	Calls     map[string]int      `json:"calls"`     // by method of the API
 	Faults    []FaultState        `json:"faults"`
@@ -51,7 +52,8 @@ type FaultState struct {
 // State describes the server.
 func (s *Server) State() State {
 	state := State{
-		URL: s.URL().String(), Sessions: s.Sessions(), VMs: []VMState{}, Served: s.Served(), Calls: s.Calls(), Faults: []FaultState{},
+		URL: s.URL().String(), Sessions: s.Sessions(), VMs: []VMState{}, Served: s.Served(), Calls: s.Calls(), Leases: s.Leases(),
+		Faults: []FaultState{},
 	}
 	state.Snapshots, _ = s.Snapshots("") // of all VMs cannot fail
 	for _, m := range s.all() {
@@ -100,6 +102,9 @@ type GuestWriteRequest struct {
 //	DELETE /hypersim/faults           ClearFaults; with ?id=n only that one
 //	POST   /hypersim/guest-write      GuestWrite: a GuestWriteRequest
 //	POST   /hypersim/vm/delete        DeleteVM: {"vm": "…"}
+//	POST   /hypersim/disk/resize      ResizeDisk: {"vm": "…", "disk": 0, "size": 1048576}
+//	POST   /hypersim/tracking/reset   ResetTracking: {"vm": "…"}
+//	POST   /hypersim/tracking/forget  ForgetWrites: {"vm": "…", "disk": 0, "every": 3}
 //	POST   /hypersim/sessions/expire  ExpireSessions
 //	POST   /hypersim/connections/cut  CloseConnections, this one excepted
 func Control(s *Server) http.Handler {
@@ -163,6 +168,7 @@ func Control(s *Server) http.Handler {
 		}
 		return done, s.DeleteVM(q.VM)
 	})
+	controlTracking(s, handle)
 	handle("POST /hypersim/sessions/expire", func(*http.Request) (any, error) { s.ExpireSessions(); return done, nil })
 	handle("POST /hypersim/connections/cut", func(r *http.Request) (any, error) {
 		s.conns.closeBut(r.RemoteAddr)

@@ -23,7 +23,7 @@ type Fault struct {
 	// What it strikes: a call or a file.
 	Call   string `json:"call,omitempty"`   // method of the API, "CreateSnapshot_Task"; "*" is any
 	Object string `json:"object,omitempty"` // only calls on the object of this id or VM name
-	File   string `json:"file,omitempty"`   // GETs of files in datastores with a name like "*-flat.vmdk" (path.Match); "*" is any
+	File   string `json:"file,omitempty"`   // GETs of files in datastores, and uploads of leases, with a name like "*-flat.vmdk" (path.Match); "*" is any
 	From   int64  `json:"from,omitempty"`   // only reads that touch the bytes from here
 	To     int64  `json:"to,omitempty"`     // up to here; 0: the end
 

@@ -48,6 +48,8 @@ func (s *Server) DiskAt(vm string, i int, snapshot string) (*Image, error) {
 }
 
 func (m *machine) disk(i int) (*disk, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	if i < 0 || i >= len(m.disks) {
 		return nil, fmt.Errorf("vspheretest: VM %q has no disk %d, it has %d disks", m.spec.Name, i, len(m.disks))
 	}
@@ -142,6 +144,7 @@ func (s *Server) GuestWrite(vm string, i int, off int64, p []byte) error {
 	if err := d.live.writeAt(p, off); err != nil {
 		return fmt.Errorf("vspheretest: guest write: %w", err)
 	}
+	d.wrote(off, int64(len(p)))
 	return nil
 }
 

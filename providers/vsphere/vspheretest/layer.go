@@ -243,3 +243,13 @@ func createBase(dir, name string, size int64, content Content) (*layer, error) {
 	}
 	return l, writeDescriptor(l)
 }
+
+// grow makes a base longer.
+func (l *layer) grow(size int64) error {
+	if err := os.Truncate(l.path(), size); err != nil {
+		return err
+	}
+	l.size = size
+	l.writes++
+	return writeDescriptor(l)
+}

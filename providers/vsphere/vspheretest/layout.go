@@ -28,7 +28,7 @@ func (m *machine) withLayers(devices []types.BaseVirtualDevice, layers map[int32
 // backing describes a layer, and through Parent those below it.
 func (m *machine) backing(l *layer, like *types.VirtualDiskFlatVer2BackingInfo) *types.VirtualDiskFlatVer2BackingInfo {
 	b := *like
-	b.FileName, b.Parent = m.path(l.name), nil
+	b.FileName, b.Parent, b.ChangeId = m.path(l.name), nil, ""
 	if l.parent != nil {
 		b.ThinProvisioned = types.NewBool(true)
 		b.Parent = m.backing(l.parent, like)
@@ -45,7 +45,7 @@ func (s *Server) publish(ctx *simulator.Context, m *machine, vm *simulator.Virtu
 		live[d.key] = d.live
 	}
 	changes := []types.PropertyChange{
-		{Name: "config.hardware.device", Val: m.withLayers(vm.Config.Hardware.Device, live)},
+		{Name: "config.hardware.device", Val: withIDs(m.withLayers(vm.Config.Hardware.Device, live), m.ids())},
 		{Name: "snapshot", Val: nil},
 		{Name: "rootSnapshot", Val: nil},
 		{Name: "runtime.consolidationNeeded", Val: m.fragmented()},
@@ -79,7 +79,7 @@ func (s *Server) publishSnapshot(m *machine, snap *snapshot, obj *simulator.Virt
 	ctx.WithLock(obj, func() {
 		m.mu.RLock()
 		defer m.mu.RUnlock()
-		obj.Config.Hardware.Device = m.withLayers(obj.Config.Hardware.Device, snap.layers)
+		obj.Config.Hardware.Device = withIDs(m.withLayers(obj.Config.Hardware.Device, snap.layers), snap.ids())
 		obj.ChildSnapshot = nil
 		for _, other := range m.snapshots {
 			if other.parent == snap {

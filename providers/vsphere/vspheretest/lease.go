@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -17,8 +16,8 @@ import (
 // leaseObject is what the API shows of a lease.
 type leaseObject struct{ mo.HttpNfcLease }
 
-// lease is an export lease: for as long as somebody reports progress, the disks of a VM can be read
-// from URLs that need no session.
+// lease is an export or import lease: for as long as somebody reports progress, the disks of a VM can be
+// read from, or written to, URLs that need no session.
 type lease struct {
 	server *Server
 	obj    *leaseObject
@@ -26,6 +25,8 @@ type lease struct {
 	vm     *machine
 	disks  map[string]*leaseDisk // by file name
 	task   *Fault                // what is to become of the lease; nil: nothing
+
+	incoming *incoming // nil: an export
 
 	mu       sync.Mutex
 	manifest map[string]types.HttpNfcLeaseManifestEntry // by file name
@@ -39,7 +40,7 @@ type leaseDisk struct {
 	key   string
 }
 
-// leaseMethods are those of export leases; leases for imports are the simulator's.
+// leaseMethods are those of leases.
 var leaseMethods = map[string]func(l *lease, c *call) (any, *types.LocalizedMethodFault){
 	"HttpNfcLeaseProgress":    (*lease).progress,
 	"HttpNfcLeaseComplete":    (*lease).complete,
@@ -69,7 +70,11 @@ func exportVM(s *Server, c *call) (any, *types.LocalizedMethodFault) {
 		return nil, fault(&types.InvalidPowerState{RequestedState: types.VirtualMachinePowerStatePoweredOff, ExistingState: power},
 			"The operation cannot be performed in the current state (%s).", power)
 	}
-	return &types.ExportVmResponse{Returnval: l.open()}, nil
+	if fail := l.openAlone(); fail != nil {
+		l.end() // which frees the VM
+		return nil, fail
+	}
+	return &types.ExportVmResponse{Returnval: l.obj.Self}, nil
 }
 
 func exportSnapshot(s *Server, c *call) (any, *types.LocalizedMethodFault) {
@@ -77,7 +82,11 @@ func exportSnapshot(s *Server, c *call) (any, *types.LocalizedMethodFault) {
 	if m == nil {
 		return nil, gone(c.this)
 	}
-	return &types.ExportSnapshotResponse{Returnval: s.newLease(c, m, snap).open()}, nil
+	l := s.newLease(c, m, snap)
+	if fail := l.openAlone(); fail != nil {
+		return nil, fail
+	}
+	return &types.ExportSnapshotResponse{Returnval: l.obj.Self}, nil
 }
 
 // newLease makes a lease for a VM's disks, as they are or as a snapshot has them.
@@ -86,19 +95,26 @@ func (s *Server) newLease(c *call, m *machine, snap *snapshot) *lease {
 		server: s, vm: m, id: rand.Text(), task: c.task, disks: map[string]*leaseDisk{},
 		manifest: map[string]types.HttpNfcLeaseManifestEntry{}, renewed: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
+	if m != nil {
+		l.offer(m, snap)
+	}
+	l.obj = &leaseObject{}
+	l.obj.Self = types.ManagedObjectReference{Type: "HttpNfcLease", Value: "session[" + c.session.key + "]" + l.id}
+	l.obj.State = types.HttpNfcLeaseStateInitializing
+	l.obj.Mode = string(types.HttpNfcLeaseModePushOrGet)
+	return l
+}
+
+// offer makes the disks of a VM, as they are or as a snapshot has them, those of the lease.
+func (l *lease) offer(m *machine, snap *snapshot) {
 	m.mu.RLock()
+	defer m.mu.RUnlock()
 	for i, d := range m.disks {
 		if snap != nil && snap.layers[d.key] == nil { // an independent disk
 			continue
 		}
 		l.disks[fmt.Sprintf("disk-%d.vmdk", i)] = &leaseDisk{image: &Image{vm: m, disk: d, snapshot: snap}, key: m.deviceKey(i)}
 	}
-	m.mu.RUnlock()
-	l.obj = &leaseObject{}
-	l.obj.Self = types.ManagedObjectReference{Type: "HttpNfcLease", Value: "session[" + c.session.key + "]" + l.id}
-	l.obj.State = types.HttpNfcLeaseStateInitializing
-	l.obj.Mode = string(types.HttpNfcLeaseModePushOrGet)
-	return l
 }
 
 // open makes the lease known.
@@ -109,6 +125,21 @@ func (l *lease) open() types.ManagedObjectReference {
 	l.server.mu.Unlock()
 	l.server.work.Go(l.run)
 	return l.obj.Self
+}
+
+// openAlone is open for a VM that has no lease yet: it has one at a time.
+func (l *lease) openAlone() *types.LocalizedMethodFault {
+	l.server.mu.Lock()
+	for _, other := range l.server.leases {
+		if other.vm == l.vm && !other.dead() {
+			l.server.mu.Unlock()
+			return fault(&types.TaskInProgress{}, "The VM is being exported under another lease.")
+		}
+	}
+	l.server.leases[l.id] = l
+	l.server.mu.Unlock()
+	l.open()
+	return nil
 }
 
 // deviceKey is how leases call disk number i: "/vm-42/ParaVirtualSCSIController0:0".
@@ -144,6 +175,16 @@ func (l *lease) run() {
 			return
 		}
 	}
+	if l.incoming != nil {
+		if fail := l.arrive(); fail != nil {
+			l.fail(fail)
+			return
+		}
+	}
+	if l.dead() { // aborted meanwhile
+		l.leave()
+		return
+	}
 	l.update(types.PropertyChange{Name: "info", Val: l.info()}, types.PropertyChange{Name: "initializeProgress", Val: int32(100)},
 		types.PropertyChange{Name: "state", Val: types.HttpNfcLeaseStateReady})
 	timer := time.NewTimer(s.opt.LeaseTimeout)
@@ -170,13 +211,25 @@ func (l *lease) update(changes ...types.PropertyChange) {
 // info tells where the disks are.
 func (l *lease) info() types.HttpNfcLeaseInfo {
 	info := types.HttpNfcLeaseInfo{Lease: l.obj.Self, Entity: l.vm.ref, LeaseTimeout: int32(l.server.opt.LeaseTimeout / time.Second)}
+	vm := escape(l.vm.spec.Name)
+	if l.incoming != nil {
+		vm = l.incoming.name
+		for _, file := range slices.Sorted(maps.Keys(l.incoming.files)) {
+			u, key := l.server.URL(), l.incoming.files[file].key
+			u.Path = "/nfc/" + l.id + "/" + file
+			info.DeviceUrl = append(info.DeviceUrl, types.HttpNfcLeaseDeviceUrl{
+				Key: key, ImportKey: strings.Replace(key, l.vm.ref.Value, vm, 1), Url: u.String(),
+				SslThumbprint: l.server.Thumbprint(), Disk: types.NewBool(false), TargetId: file,
+			})
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(l.disks)) {
 		d := l.disks[name]
 		u := l.server.URL()
 		u.Path = "/nfc/" + l.id + "/" + name
 		info.TotalDiskCapacityInKB += d.image.Size() / 1024
 		info.DeviceUrl = append(info.DeviceUrl, types.HttpNfcLeaseDeviceUrl{
-			Key: d.key, ImportKey: strings.Replace(d.key, l.vm.ref.Value, escape(l.vm.spec.Name), 1), Url: u.String(),
+			Key: d.key, ImportKey: strings.Replace(d.key, l.vm.ref.Value, vm, 1), Url: u.String(),
 			SslThumbprint: l.server.Thumbprint(), Disk: types.NewBool(true), TargetId: name, FileSize: d.image.used(),
 		})
 	}
@@ -192,7 +245,7 @@ func (l *lease) fail(f *types.LocalizedMethodFault) {
 // end makes the URLs void and the VM free. It answers whether the lease was alive.
 func (l *lease) end() bool {
 	l.mu.Lock()
-	was := l.over
+	was, vm := l.over, l.vm
 	l.over = true
 	l.mu.Unlock()
 	if was {
@@ -206,12 +259,22 @@ func (l *lease) end() bool {
 		}
 	}
 	l.server.mu.Unlock()
-	l.vm.mu.Lock()
-	if l.vm.exported == l {
-		l.vm.exported = nil
+	if vm == nil { // an import that has not begun
+		return true
 	}
-	l.vm.mu.Unlock()
+	vm.mu.Lock()
+	if vm.exported == l {
+		vm.exported = nil
+	}
+	vm.mu.Unlock()
+	l.leave()
 	return true
+}
+
+func (l *lease) dead() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over
 }
 
 // finish ends the lease and takes its object away.
@@ -256,6 +319,11 @@ func (l *lease) complete(*call) (any, *types.LocalizedMethodFault) {
 	if fail := l.ready(); fail != nil {
 		return nil, fail
 	}
+	if l.incoming != nil {
+		l.mu.Lock()
+		l.incoming.complete = true
+		l.mu.Unlock()
+	}
 	l.finish()
 	return &types.HttpNfcLeaseCompleteResponse{}, nil
 }
@@ -278,8 +346,8 @@ func (l *lease) getManifest(*call) (any, *types.LocalizedMethodFault) {
 	return res, nil
 }
 
-// exportLease is the export lease of an object's id, nil if there is none.
-func (s *Server) exportLease(ref types.ManagedObjectReference) *lease {
+// lease is the lease of an object's id, nil if there is none.
+func (s *Server) lease(ref types.ManagedObjectReference) *lease {
 	if ref.Type != "HttpNfcLease" {
 		return nil
 	}
@@ -288,33 +356,15 @@ func (s *Server) exportLease(ref types.ManagedObjectReference) *lease {
 	return s.leases[ref.Value[strings.LastIndex(ref.Value, "]")+1:]]
 }
 
-// Leases is how many export leases are alive.
+// Leases is how many leases are alive.
 func (s *Server) Leases() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := 0
 	for _, l := range s.leases {
-		l.mu.Lock()
-		if !l.over {
+		if !l.dead() {
 			n++
 		}
-		l.mu.Unlock()
 	}
 	return n
-}
-
-// importLease is the simulator's lease for an import, nil if there is none of that id.
-func (s *Server) importLease(id string) *simulator.HttpNfcLease {
-	ref := types.ManagedObjectReference{Type: "HttpNfcLease", Value: id}
-	s.sessions.mu.Lock()
-	defer s.sessions.mu.Unlock()
-	for _, one := range s.sessions.live {
-		if one.inner == nil {
-			continue
-		}
-		if l, ok := one.inner.Get(ref).(*simulator.HttpNfcLease); ok {
-			return l
-		}
-	}
-	return nil
 }

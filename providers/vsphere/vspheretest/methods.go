@@ -16,8 +16,15 @@ var ownMethods = map[string]method{
 	"RevertToSnapshot_Task":        revertToSnapshot,
 	"RevertToCurrentSnapshot_Task": revertToCurrentSnapshot,
 	"ConsolidateVMDisks_Task":      consolidateDisks,
+	"CloneVM_Task":                 cloneVM,
+	"ShutdownGuest":                shutdownGuest,
+	"ReconfigVM_Task":              reconfigure,
+	"AnswerVM":                     answerVM,
 	"ExportVm":                     exportVM,
 	"ExportSnapshot":               exportSnapshot,
+	"ImportVApp":                   importVApp,
+	"CreateDescriptor":             describeOVF,
+	"QueryChangedDiskAreas":        queryChangedAreas,
 }
 
 // work is what a task does.
@@ -25,20 +32,21 @@ type work = func() (types.AnyType, *types.LocalizedMethodFault)
 
 func createSnapshot(s *Server, c *call) (any, *types.LocalizedMethodFault) {
 	req := c.body.(*types.CreateSnapshot_Task)
-	snap := &snapshot{name: req.Name, description: req.Description, quiesced: req.Quiesce}
+	snap := &snapshot{name: req.Name, description: req.Description, quiesced: req.Quiesce, memory: req.Memory}
 	ref, fail := s.onVM(c, func(m *machine) work { return s.snapshotWork(m, snap) })
 	return &types.CreateSnapshot_TaskResponse{Returnval: ref}, fail
 }
 
 func createSnapshotEx(s *Server, c *call) (any, *types.LocalizedMethodFault) {
 	req := c.body.(*types.CreateSnapshotEx_Task)
-	snap := &snapshot{name: req.Name, description: req.Description, quiesced: req.QuiesceSpec != nil}
+	snap := &snapshot{name: req.Name, description: req.Description, quiesced: req.QuiesceSpec != nil, memory: req.Memory}
 	ref, fail := s.onVM(c, func(m *machine) work { return s.snapshotWork(m, snap) })
 	return &types.CreateSnapshotEx_TaskResponse{Returnval: ref}, fail
 }
 
 func (s *Server) snapshotWork(m *machine, snap *snapshot) work {
 	return func() (types.AnyType, *types.LocalizedMethodFault) {
+		snap.quiesced = snap.quiesced && s.canQuiesce(m)
 		if fail := s.takeSnapshot(m, snap); fail != nil {
 			return nil, fail
 		}

@@ -66,6 +66,7 @@ func (mold *mold) cast(m *machine, dc *datacenter) (*simulator.VirtualMachine, e
 		return nil, err
 	}
 	m.describe(&vm.VirtualMachine)
+	m.describeUntracked(&vm.VirtualMachine)
 	m.describeGuest(&vm.VirtualMachine)
 	mo.ApplyPropertyChange(&vm.VirtualMachine, m.storage([]types.ManagedObjectReference{m.ds.ref}))
 	return &vm, nil
@@ -98,7 +99,7 @@ func (m *machine) equip(vm *mo.VirtualMachine, dc *datacenter) error {
 	vm.Config.Hardware.Device = slices.Clip(b.list)
 	vm.Summary.Config.NumEthernetCards = int32(len(vm.Guest.Net))
 	vm.Summary.Config.NumVirtualDisks = int32(len(m.disks))
-	vm.Capability.ChangeTrackingSupported = len(m.disks) > 0
+	vm.Capability.ChangeTrackingSupported = len(m.disks) > 0 && canTrack(m.spec.Hardware)
 	return nil
 }
 
@@ -117,7 +118,7 @@ func (m *machine) describe(vm *mo.VirtualMachine) {
 	c.Firmware = v.Firmware
 	c.Hardware.NumCPU, sum.NumCpu = int32(v.NumCPU), int32(v.NumCPU)
 	c.Hardware.MemoryMB, sum.MemorySizeMB = int32(v.MemoryMB), int32(v.MemoryMB)
-	c.ChangeTrackingEnabled = types.NewBool(false)
+	c.ChangeTrackingEnabled = types.NewBool(m.tracking)
 	c.ExtraConfig = nil
 	home := (&object.DatastorePath{Datastore: m.ds.name, Path: m.home}).String()
 	c.Files = types.VirtualMachineFileInfo{

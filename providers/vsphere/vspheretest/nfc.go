@@ -5,16 +5,13 @@ import (
 	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"math"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
-	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -25,7 +22,11 @@ func (s *Server) serveNFC(w http.ResponseWriter, r *http.Request) {
 	l := s.leases[id]
 	s.mu.Unlock()
 	if l == nil {
-		s.serveImport(w, r, id, name)
+		http.NotFound(w, r)
+		return
+	}
+	if l.incoming != nil {
+		s.serveUpload(w, r, l, name)
 		return
 	}
 	d := l.disks[name]
@@ -141,63 +142,4 @@ func (s *Server) stream(w io.Writer, sums io.Writer, name string, image *Image) 
 	defer s.mu.Unlock()
 	s.streams[base] = keptStream{version: version, populated: populated}
 	return populated, os.Rename(f.Name(), file)
-}
-
-// serveImport takes the upload of a disk for an import. The simulator counts and sums what comes; the
-// disk gets it as its content.
-func (s *Server) serveImport(w http.ResponseWriter, r *http.Request, id, name string) {
-	l := s.importLease(id)
-	if l == nil || l.Info == nil || r.Method != http.MethodPut && r.Method != http.MethodPost {
-		http.NotFound(w, r)
-		return
-	}
-	upload, err := os.CreateTemp(s.dir, "upload-")
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	defer os.Remove(upload.Name())
-	defer upload.Close()
-	counted := newBuffer()
-	r.Body = io.NopCloser(io.TeeReader(r.Body, upload))
-	simulator.ServeNFC(counted, r)
-	if counted.status != http.StatusOK {
-		counted.copyTo(w)
-		return
-	}
-	if err := s.storeUpload(l.Info.Entity, name, upload); err != nil {
-		http.Error(w, fmt.Sprintf("upload of %s: %v", name, err), http.StatusInternalServerError)
-		return
-	}
-	w.WriteHeader(http.StatusOK)
-}
-
-// storeUpload makes an upload the content of a VM's disk. What is no disk is dropped.
-func (s *Server) storeUpload(vm types.ManagedObjectReference, name string, upload *os.File) error {
-	if !strings.HasSuffix(name, ".vmdk") {
-		return nil
-	}
-	m, err := s.machineOf(vm)
-	if err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, d := range m.disks {
-		base := d.layers[0]
-		if base.name != name {
-			continue
-		}
-		if _, err := upload.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		f, err := os.OpenFile(base.path(), os.O_RDWR, 0)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		base.writes++
-		return readStream(f, upload)
-	}
-	return fmt.Errorf("the VM has no disk %q", name)
 }

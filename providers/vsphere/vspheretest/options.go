@@ -24,6 +24,8 @@ type Options struct {
 
 	SessionTimeout time.Duration // a session that is idle for longer is gone; 0: never
 	TaskDelay      time.Duration // every task waits so long before it does its work
+	ChangedAreas   int           // that one answer about changed blocks lists; 2,000 if 0
+	ChangedSpan    int64         // bytes of a disk that one answer about changed blocks tells of; all if 0
 	LeaseTimeout   time.Duration // a lease that nobody reports progress of is void after that; 5 minutes if 0
 
 	Datacenters []string    // {"DC0"} if empty
@@ -63,6 +65,10 @@ type VM struct {
 	NICs       int      `json:"nics,omitempty"`        // 1 if 0; none if negative
 	PoweredOff bool     `json:"powered_off,omitempty"` //
 	Template   bool     `json:"template,omitempty"`    // implies PoweredOff
+
+	ShutdownTime Duration `json:"shutdown_time,omitempty"` // that the guest takes to shut down
+	Stubborn     bool     `json:"stubborn,omitempty"`      // the guest never shuts down
+	LockedDrive  bool     `json:"locked_drive,omitempty"`  // the guest holds on to its CD
 }
 
 // Disk is a disk of a VM to be made.
@@ -72,6 +78,7 @@ type Disk struct {
 	Thick      bool    `json:"thick,omitempty"`      // says the API; the file has holes in any case
 	Controller string  `json:"controller,omitempty"` // "pvscsi", "lsilogic", "lsilogic-sas", "buslogic", "sata", "nvme" or "ide"; pvscsi if empty
 	Mode       string  `json:"mode,omitempty"`       // "persistent" if empty; "independent_persistent" has no part in snapshots
+	Untracked  bool    `json:"untracked,omitempty"`  // its changes are not tracked, whatever is asked of the VM: ctkEnabled is FALSE
 }
 
 // withDefaults checks o and fills in what it leaves open.
@@ -80,6 +87,7 @@ func (o Options) withDefaults() (Options, error) {
 	o.Username = cmp.Or(o.Username, "administrator@vsphere.local")
 	o.Password = cmp.Or(o.Password, "hypersim")
 	o.LeaseTimeout = cmp.Or(o.LeaseTimeout, 5*time.Minute)
+	o.ChangedAreas = cmp.Or(o.ChangedAreas, maxAreas)
 	o.Clusters, o.Hosts = cmp.Or(o.Clusters, 1), cmp.Or(o.Hosts, 3)
 	if len(o.Datacenters) == 0 {
 		o.Datacenters = []string{"DC0"}

@@ -28,6 +28,8 @@ type Request struct {
 	Status int       `json:"status"`
 	Off    int64     `json:"off"`  // of the first byte that was sent; -1 for several ranges in one answer
 	Sent   int64     `json:"sent"` // bytes of the body given to the network; a client that was cut off had fewer
+	// Received is the bytes of an upload that came.
+	Received int64 `json:"received,omitempty"`
 }
 
 // Span is a run of bytes of a file that were all sent equally often.

@@ -63,7 +63,9 @@ type Server struct {
 	reading  map[*reading]struct{}
 	leases   map[string]*lease     // by id
 	streams  map[string]keptStream // by path of the disk's base
-	lastID   int                   // the highest number in a VM's or snapshot's id that was ever given
+	// questions are the answers that VMs wait for.
+	questions map[types.ManagedObjectReference]chan string
+	lastID    int // the highest number in a VM's or snapshot's id that was ever given
 }
 
 // TB is the part of testing.TB that [Start] needs.
@@ -100,6 +102,8 @@ func New(o Options) (*Server, error) {
 		reading:  map[*reading]struct{}{},
 		leases:   map[string]*lease{},
 		streams:  map[string]keptStream{},
+
+		questions: map[types.ManagedObjectReference]chan string{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	if err := s.open(); err != nil {

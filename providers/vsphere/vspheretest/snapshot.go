@@ -26,8 +26,10 @@ type snapshot struct {
 	created     time.Time
 	power       types.VirtualMachinePowerState
 	quiesced    bool
+	memory      bool
 	parent      *snapshot
 	layers      map[int32]*layer // by key of the disk: what the snapshot has frozen
+	points      map[int32]point  // by key of the disk, where its changes are tracked
 }
 
 // takeSnapshot freezes the live layer of each disk and puts a delta on it.
@@ -89,9 +91,13 @@ func (m *machine) freeze(snap *snapshot) *types.LocalizedMethodFault {
 		snap.layers[d.key] = d.live
 		d.layers, d.live = append(d.layers, delta), delta
 	}
+	m.pinpoint(snap)
 	m.lastSnap++
 	snap.id, snap.parent, snap.created = m.lastSnap, m.current, now()
 	snap.power = types.VirtualMachinePowerStatePoweredOff // without the memory
+	if snap.memory && m.running() {
+		snap.power = m.power
+	}
 	return nil
 }
 
@@ -128,6 +134,7 @@ func (s *Server) dropSnapshots(m *machine, consolidate bool, drop func(*snapshot
 		m.current = m.current.parent
 	}
 	m.snapshots = kept
+	m.stun()
 	m.mu.Unlock()
 	s.keepLastID()
 	for _, snap := range dropped {
@@ -258,6 +265,7 @@ func (s *Server) revert(m *machine, snap *snapshot) *types.LocalizedMethodFault 
 		d.layers, d.live = append(d.layers, delta), delta
 	}
 	m.current = snap
+	m.loseTrack()
 	m.mu.Unlock()
 	if err != nil {
 		return fileFault(err, m.home)

@@ -117,7 +117,7 @@ func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, c *call) {
 		return
 	}
 	do := ownMethods[c.method]
-	if l := s.exportLease(c.this); l != nil && leaseMethods[c.method] != nil {
+	if l := s.lease(c.this); l != nil && leaseMethods[c.method] != nil {
 		do = func(*Server, *call) (any, *types.LocalizedMethodFault) { return leaseMethods[c.method](l, c) }
 	}
 	switch {

@@ -28,6 +28,8 @@ type vmState struct {
 	Snapshots []snapshotState                `json:"snapshots,omitempty"`
 	Current   string                         `json:"current,omitempty"`
 	LastSnap  int32                          `json:"last_snapshot,omitempty"`
+	// Tracking begins anew in a later run, as it does when a host lost power.
+	Tracking bool `json:"tracking,omitempty"`
 }
 
 type diskState struct {
@@ -48,6 +50,7 @@ type snapshotState struct {
 	Created     time.Time `json:"created"`
 	Parent      string    `json:"parent,omitempty"`
 	Quiesced    bool      `json:"quiesced,omitempty"`
+	Memory      bool      `json:"memory,omitempty"`
 	Layers      []string  `json:"layers"` // by number of the disk; "" where it has no part
 }
 
@@ -63,7 +66,7 @@ func (s *Server) save(m *machine) error {
 	}
 	m.mu.Lock() // one at a time
 	defer m.mu.Unlock()
-	state := vmState{ID: m.ref.Value, Spec: m.spec, Base: m.base, Power: m.power, LastSnap: m.lastSnap}
+	state := vmState{ID: m.ref.Value, Spec: m.spec, Base: m.base, Power: m.power, LastSnap: m.lastSnap, Tracking: m.tracking}
 	if m.current != nil {
 		state.Current = m.current.ref.Value
 	}
@@ -81,7 +84,7 @@ func (s *Server) save(m *machine) error {
 	for _, snap := range m.snapshots {
 		one := snapshotState{
 			ID: snap.ref.Value, Number: snap.id, Name: snap.name, Description: snap.description,
-			Created: snap.created, Quiesced: snap.quiesced, Layers: make([]string, len(m.disks)),
+			Created: snap.created, Quiesced: snap.quiesced, Memory: snap.memory, Layers: make([]string, len(m.disks)),
 		}
 		if snap.parent != nil {
 			one.Parent = snap.parent.ref.Value
@@ -211,6 +214,7 @@ func load(ds *datastore, file string) (*machine, vmState, error) {
 	m := &machine{
 		ref: types.ManagedObjectReference{Type: "VirtualMachine", Value: state.ID}, spec: state.Spec,
 		ds: ds, home: filepath.Base(filepath.Dir(file)), base: state.Base, power: state.Power, lastSnap: state.LastSnap,
+		tracking: state.Tracking,
 	}
 	if len(state.Disks) != len(state.Spec.Disks) {
 		return nil, state, errors.New("the disks do not fit the VM")
@@ -232,6 +236,7 @@ func load(ds *datastore, file string) (*machine, vmState, error) {
 		}
 		m.disks = append(m.disks, d)
 	}
+	m.stun()
 	return m, state, nil
 }
 
@@ -255,8 +260,11 @@ func (s *Server) revive(m *machine, state vmState) error {
 	for _, one := range state.Snapshots {
 		snap := &snapshot{
 			ref: types.ManagedObjectReference{Type: "VirtualMachineSnapshot", Value: one.ID}, id: one.Number,
-			name: one.Name, description: one.Description, created: one.Created, quiesced: one.Quiesced,
+			name: one.Name, description: one.Description, created: one.Created, quiesced: one.Quiesced, memory: one.Memory,
 			power: types.VirtualMachinePowerStatePoweredOff, parent: byID[one.Parent], layers: map[int32]*layer{},
+		}
+		if one.Memory {
+			snap.power = types.VirtualMachinePowerStatePoweredOn
 		}
 		for i, name := range one.Layers {
 			if l := m.disks[i].layer(name); l != nil {

@@ -136,6 +136,7 @@ func (o *observer) UpdateObject(_ *simulator.Context, obj mo.Reference, changes 
 		for _, c := range changes {
 			if c.Name == "runtime.powerState" {
 				o.server.powered(x.Self, x.Runtime.PowerState)
+				o.server.retrack(x)
 			}
 		}
 	}

@@ -32,6 +32,7 @@ type machine struct {
 	// while it is held.
 	mu        sync.RWMutex
 	power     types.VirtualMachinePowerState
+	tracking  bool // asked for; each disk's track says whether it is
 	disks     []*disk
 	snapshots []*snapshot // parents before children
 	current   *snapshot
@@ -45,6 +46,10 @@ type disk struct {
 	independent bool // has no part in snapshots
 	layers      []*layer
 	live        *layer // where the guest writes
+
+	track  *tracker // nil: its changes are not tracked
+	writes int      // that were to be tracked
+	forget int      // every so many-th write is not tracked; 0: all are
 }
 
 // independent says whether disks of a mode have no part in snapshots.
@@ -59,6 +64,11 @@ func (m *machine) path(name string) string { return "[" + m.ds.name + "] " + m.h
 // escape writes a name as the API does: these three characters are special in inventory paths.
 func escape(name string) string {
 	return strings.NewReplacer("%", "%25", "/", "%2f", `\`, "%5c").Replace(name)
+}
+
+// unescape is the name that escape has written.
+func unescape(s string) string {
+	return strings.NewReplacer("%2f", "/", "%5c", `\`, "%25", "%").Replace(s)
 }
 
 // has says whether there is a VM with the name and place of v.
@@ -271,7 +281,7 @@ func (s *Server) forget(ref types.ManagedObjectReference) {
 	}
 	var leases []*lease
 	for _, l := range s.leases {
-		if l.vm == m {
+		if l.vm == m && !l.dead() {
 			leases = append(leases, l)
 		}
 	}
@@ -305,6 +315,7 @@ func (s *Server) powered(ref types.ManagedObjectReference, state types.VirtualMa
 	}
 	m.mu.Lock()
 	m.power = state
+	m.stun()
 	m.mu.Unlock()
 	if err := s.save(m); err != nil {
 		s.opt.Log.Error("save a VM", "vm", m.spec.Name, "err", err)
