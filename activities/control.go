@@ -34,10 +34,13 @@ func (c *Control) Ask(ctx context.Context, in AskRequest) (Asked, error) {
 		err = c.deps.Engine.Ask(ctx, Ticket{
 			Job: in.Job, Key: vmKey(platform, vm.ID), VM: name, Priority: in.Spec.Options.Priority,
 		})
-		return Asked{VM: name, Terms: Terms{
-			HostAway: c.HostAway, Heartbeat: c.Heartbeat, CleanWithin: c.CleanWithin, Format: c.Format,
-		}}, err
+		return Asked{VM: name, Terms: c.terms()}, err
 	})
+}
+
+// terms are those on which this host takes jobs.
+func (c Config) terms() Terms {
+	return Terms{HostAway: c.HostAway, Heartbeat: c.Heartbeat, CleanWithin: c.CleanWithin, Format: c.Format}
 }
 
 // Ended says which jobs have ended.
@@ -67,23 +70,36 @@ func (c *Control) Place(_ context.Context, in PlaceRequest) (Host, error) {
 func (c *Control) Inspect(ctx context.Context, in InspectRequest) (Facts, error) {
 	c.places.take(in.Job)
 	return step(ctx, c.Site, in.Job, InspectActivity, func(ctx context.Context, log *slog.Logger) (Facts, error) {
-		p, inv, err := open[providers.Inventory](ctx, c.Site, in.Spec.Connection)
+		p, err := c.deps.Connections.Open(ctx, in.Spec.Connection)
 		if err != nil {
 			return Facts{}, err
 		}
-		vm, err := inv.VM(ctx, in.Spec.VMPath)
+		f, err := Look(ctx, p, c.deps.Format, in)
 		if err != nil {
 			return Facts{}, err
 		}
-		f := Facts{Kind: p.Kind(), Capabilities: providers.Capabilities(p), VM: bounded(vm), Format: c.formatFacts(ctx, in, vm)}
-		if src, ok := p.(providers.DiskSource); ok {
-			if f.Transports, err = src.Transports(ctx, vm); err != nil {
-				return Facts{}, err
-			}
-		}
-		log.Info("admitted", "vm", vm.Path, "disks", len(vm.Disks), "host", c.Host, "waited", in.Waited.Round(time.Millisecond).String())
+		log.Info("admitted", "vm", f.VM.Path, "disks", len(f.VM.Disks), "host", c.Host, "waited", in.Waited.Round(time.Millisecond).String())
 		return f, nil
 	})
+}
+
+// Look gathers the facts that a plan is made of, and touches nothing.
+func Look(ctx context.Context, p providers.Provider, format func(name string) (formats.Format, error), in InspectRequest) (Facts, error) {
+	inv, err := providers.As[providers.Inventory](p)
+	if err != nil {
+		return Facts{}, err
+	}
+	vm, err := inv.VM(ctx, in.Spec.VMPath)
+	if err != nil {
+		return Facts{}, err
+	}
+	f := Facts{Kind: p.Kind(), Capabilities: providers.Capabilities(p), VM: bounded(vm), Format: formatFacts(ctx, format, in, vm)}
+	if src, ok := p.(providers.DiskSource); ok {
+		if f.Transports, err = src.Transports(ctx, vm); err != nil {
+			return Facts{}, err
+		}
+	}
+	return f, nil
 }
 
 // bounded is a VM as it goes into a history: without what may be long.
@@ -98,12 +114,13 @@ func bounded(vm providers.VM) providers.VM {
 
 // formatFacts lays a disk as large as the VM's largest out in memory, empty, to see whether the format
 // can do what was asked for.
-func (c *Control) formatFacts(ctx context.Context, in InspectRequest, vm providers.VM) FormatFacts {
-	f, err := c.deps.Format(in.Format)
+func formatFacts(ctx context.Context, format func(name string) (formats.Format, error), in InspectRequest, vm providers.VM) FormatFacts {
+	name, pkg := unpackaged(in.Format)
+	f, err := format(name)
 	if err != nil {
 		return FormatFacts{Name: in.Format, Why: err.Error()}
 	}
-	facts := FormatFacts{Name: f.Name, Ext: f.Ext}
+	facts := FormatFacts{Name: f.Name, Ext: f.Ext, Package: pkg}
 	if f.Create == nil || f.Open == nil {
 		facts.Why = fmt.Sprintf("format %s can only be read", f.Name)
 		return facts
@@ -112,18 +129,29 @@ func (c *Control) formatFacts(ctx context.Context, in InspectRequest, vm provide
 	for _, d := range vm.Disks {
 		size = max(size, d.Size)
 	}
-	w, err := f.Create(ctx, newScratch(), size, Target{Compress: in.Spec.Compress}.createOptions(), formats.Checkpoint{})
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil && !errors.Is(err, errScratch) {
+	if err := layable(ctx, f, size, Target{Compress: in.Spec.Compress || pkg != ""}.createOptions()); err != nil {
 		facts.Why = fmt.Sprintf("the disks cannot be written as asked: %v", err)
 	}
 	return facts
 }
 
+// layable lays an empty disk out in memory and says why that cannot be done.
+func layable(ctx context.Context, f formats.Format, size int64, o formats.CreateOptions) error {
+	w, err := f.Create(ctx, newScratch(), size, o, formats.Checkpoint{})
+	if err == nil {
+		err = w.Close()
+	}
+	if errors.Is(err, errScratch) {
+		return nil // it would go on, beyond what is kept of it here
+	}
+	return err
+}
+
 // createOptions are how a disk is laid out.
 func (t Target) createOptions() formats.CreateOptions {
+	if t.Create != nil {
+		return *t.Create
+	}
 	var o formats.CreateOptions
 	if t.Compress {
 		o.Compression = "zlib"
@@ -195,20 +223,33 @@ func (f *folder) vacant(files []string) error {
 
 // room checks that what the export needs is free, counting what it has already.
 func (f *folder) room(in PrepareRequest) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(f.path, &fs); err != nil {
-		return fmt.Errorf("free space of %s: %w", f.path, err)
+	free, err := f.free()
+	if err != nil {
+		return err
 	}
-	free := int64(fs.Bavail) * fs.Bsize
-	for _, n := range in.Files {
-		if st, err := f.root.Lstat(partName(n)); err == nil {
-			free += allocated(st)
-		}
-	}
-	if in.Need > free {
+	if free += f.held(in.Files); in.Need > free {
 		return refuse(providers.Exhausted, "not enough space in %s: the export needs about %s, and %s is free", f.path, bytesText(in.Need), bytesText(free))
 	}
 	return nil
+}
+
+// free is the space that is free on the folder's file system.
+func (f *folder) free() (int64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(f.path, &fs); err != nil {
+		return 0, fmt.Errorf("free space of %s: %w", f.path, err)
+	}
+	return int64(fs.Bavail) * fs.Bsize, nil
+}
+
+// held is the space that the hidden files of these have already.
+func (f *folder) held(files []string) (n int64) {
+	for _, name := range files {
+		if st, err := f.root.Lstat(partName(name)); err == nil {
+			n += allocated(st)
+		}
+	}
+	return n
 }
 
 // Snapshot takes the job's snapshot, or finds it.

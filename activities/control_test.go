@@ -189,7 +189,7 @@ func TestRoots(t *testing.T) {
 	b := newBench(t, func(c *Config) { c.Roots = []string{root} })
 	_, err := b.prepare()
 	require.Equal(t, string(providers.Denied), failure(t, err).Type())
-	require.Contains(t, failure(t, err).Message(), "is not below a folder that exports may go to")
+	require.Contains(t, failure(t, err).Message(), "is not below a folder that jobs may write to")
 
 	b.out = filepath.Join(root, "made", "for it")
 	_, err = b.prepare()
@@ -290,9 +290,9 @@ func TestFinishRefuses(t *testing.T) {
 		reason providers.Reason
 		want   string
 	}{
-		{"a disk appeared", func(b *bench) { b.put("web-01-disk-1.raw", "precious") }, providers.Exists, "appeared while the export was running"},
-		{"a manifest appeared", func(b *bench) { b.put("manifest.json", `{"job":"other"}`) }, providers.Exists, "appeared while the export was running"},
-		{"the disk was removed", func(b *bench) { require.NoError(b.t, os.Remove(b.path(".web-01-disk-1.raw.part"))) }, providers.NotFound, "was removed before the export was complete"},
+		{"a disk appeared", func(b *bench) { b.put("web-01-disk-1.raw", "precious") }, providers.Exists, "appeared while the job was running"},
+		{"a manifest appeared", func(b *bench) { b.put("manifest.json", `{"job":"other"}`) }, providers.Exists, "appeared while the job was running"},
+		{"the disk was removed", func(b *bench) { require.NoError(b.t, os.Remove(b.path(".web-01-disk-1.raw.part"))) }, providers.NotFound, "was removed before the job was complete"},
 		{"the disk was replaced", func(b *bench) {
 			b.put("x", "fake")
 			require.NoError(b.t, os.Rename(b.path("x"), b.path(".web-01-disk-1.raw.part")))
@@ -581,7 +581,8 @@ func (b *bench) claimNames() {
 	require.NoError(b.t, err)
 	st, err := os.Stat(b.path(".web-01-disk-1.raw.part"))
 	require.NoError(b.t, err)
-	c.Naming, err = f.inodes([]FinishDisk{{DiskResult: job.DiskResult{File: "web-01-disk-1.raw"}, Inode: inodeOf(st)}})
+	finish := FinishRequest{Disks: []FinishDisk{{DiskResult: job.DiskResult{File: "web-01-disk-1.raw"}, Inode: inodeOf(st)}}}
+	c.Naming, err = f.inodes(finish.namings())
 	require.NoError(b.t, err)
 	require.NoError(b.t, f.putClaim(c))
 }

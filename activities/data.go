@@ -18,7 +18,6 @@ import (
 
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
-	"golang.org/x/sys/unix"
 
 	"hypersdk/formats"
 	"hypersdk/providers"
@@ -59,7 +58,12 @@ func (d *Data) TransferDisk(ctx context.Context, in TransferRequest) (out Transf
 
 // readPath is where it is noted how much of a disk was read.
 func (s *Site) readPath(in TransferRequest) string {
-	return filepath.Join(jobDir(s.logs.dir, in.Job), filepath.Base(in.File)+".read")
+	name := filepath.Base(in.File)
+	if in.Image != nil { // whose targets may have one name in different folders
+		sum := sha256.Sum256([]byte(in.Target.Output))
+		name += "-" + hex.EncodeToString(sum[:4])
+	}
+	return filepath.Join(jobDir(s.logs.dir, in.Job), name+".read")
 }
 
 // readBefore is what earlier attempts on this host read.
@@ -102,17 +106,20 @@ func (t *transfer) run(ctx context.Context, began func(from int64)) (Transferred
 	if err != nil {
 		return Transferred{}, err
 	}
+	if out, ok, err := t.inArchive(); ok || err != nil {
+		return out, err
+	}
 	if t.part, err = t.openPart(t.in); err != nil {
 		return Transferred{}, err
 	}
 	defer t.part.Close()
 	sum := t.part.sealed
 	if !t.part.whole {
-		src, err := t.source(ctx)
+		src, release, err := t.source(ctx)
 		if err != nil {
 			return Transferred{}, err
 		}
-		defer src.Close()
+		defer func() { _ = release() }() // it was only read
 		began(t.part.from.Off)
 		t.m.from(t.part.from.Off)
 		looking()
@@ -148,19 +155,23 @@ func (s *Site) slot(ctx context.Context, m *meter) (free func(), err error) {
 	}
 }
 
-func (t *transfer) source(ctx context.Context) (formats.Image, error) {
+// source opens what is copied. It is not wrapped, which would hide what it can do; release closes it, and
+// what lies below it.
+func (t *transfer) source(ctx context.Context) (img formats.Image, release func() error, err error) {
+	if t.in.Image != nil {
+		return t.openSource(ctx, *t.in.Image, t.in.Target.Format, t.in.Size)
+	}
 	_, src, err := open[providers.DiskSource](ctx, t.Site, t.in.Connection)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	img, err := src.OpenDisk(ctx, t.in.Ref)
-	if err != nil {
-		return nil, err
+	if img, err = src.OpenDisk(ctx, t.in.Ref); err != nil {
+		return nil, nil, t.refused(err)
 	}
 	if n := img.Size(); n != t.in.Size {
-		return nil, errors.Join(final(refuse(providers.Precondition, "the disk has %d bytes and had %d in its snapshot", n, t.in.Size)), img.Close())
+		return nil, nil, errors.Join(final(refuse(providers.Precondition, "the disk has %d bytes and had %d in its snapshot", n, t.in.Size)), img.Close())
 	}
-	return img, nil
+	return img, img.Close, nil
 }
 
 func (t *transfer) copy(ctx context.Context, format formats.Format, src formats.Image) (formats.Digest, error) {
@@ -170,6 +181,12 @@ func (t *transfer) copy(ctx context.Context, format formats.Format, src formats.
 		workers = t.Workers
 	}
 	t.part.advanced = t.noteRead
+	if t.in.Image != nil {
+		t.part.source = t.in.Image.unchanged
+	}
+	if c, ok := src.(providers.Confirmer); ok {
+		t.part.confirm = c.Confirm
+	}
 	_, sum, err := t.part.copyTo(ctx, format, t.in, src, formats.CopyOptions{
 		Workers: workers, Buffers: t.buffers, Progress: t.m.progress, Stop: stop,
 		Pace: func(ctx context.Context, n int64) error { return t.limit.wait(ctx, stop, t.m, n) },
@@ -190,6 +207,8 @@ func (t *transfer) explain(ctx, work context.Context, err error) error {
 		return t.Paces.soon(refuse(providers.Unavailable, "the worker stops; %s of %s is safe", bytesText(p.Done), bytesText(t.in.Size)))
 	case work.Err() != nil && ctx.Err() == nil:
 		err = context.Cause(work) // cut off: what the copy says is only the echo
+	case t.in.Image != nil && t.in.Image.unchanged() != nil:
+		return t.in.Image.unchanged()
 	case t.part != nil && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)):
 		err = t.part.noRoom(t.in, t.Name, p.Done, err)
 	case errors.Is(err, fs.ErrNotExist) && t.part != nil && reasonOf(err) == providers.Unavailable:
@@ -238,6 +257,11 @@ func (d *Data) verify(ctx context.Context, in VerifyRequest, m *meter, limit *th
 		return Verified{}, err
 	}
 	defer f.Close()
+	stop := activity.GetWorkerStopChannel(ctx)
+	pause := func(ctx context.Context, _ int64) error { return limit.wait(ctx, stop, m, 0) }
+	if in.Target.Archive() != "" {
+		return d.verifyMember(ctx, f, in, m, pause)
+	}
 	file, err := f.open(partName(in.File), os.O_RDONLY)
 	if err != nil {
 		return Verified{}, err
@@ -247,12 +271,13 @@ func (d *Data) verify(ctx context.Context, in VerifyRequest, m *meter, limit *th
 	if err != nil {
 		return Verified{}, err
 	}
+	if err := dropCached(file); err != nil {
+		return Verified{}, err
+	}
 	out := Verified{Stored: st.Size()}
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop := activity.GetWorkerStopChannel(ctx)
-	pause := func(ctx context.Context, _ int64) error { return limit.wait(ctx, stop, m, 0) }
 	hashed := make(chan error, 1)
 	go func() {
 		var err error
@@ -272,7 +297,7 @@ func (d *Data) verify(ctx context.Context, in VerifyRequest, m *meter, limit *th
 	return out, err
 }
 
-func (d *Data) compare(ctx context.Context, f *folder, file *os.File, size int64, in VerifyRequest, m *meter, pace func(context.Context, int64) error) error {
+func (d *Data) compare(ctx context.Context, f *folder, file io.ReaderAt, size int64, in VerifyRequest, m *meter, pace func(context.Context, int64) error) error {
 	format, err := d.deps.Format(in.Target.Format)
 	if err != nil {
 		return err
@@ -285,10 +310,6 @@ func (d *Data) compare(ctx context.Context, f *folder, file *os.File, size int64
 	digests, err := formats.OpenDigests(side)
 	if err != nil {
 		return err
-	}
-	// What is in memory was never wrong; it is the disk that is to be asked.
-	if err := unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
-		return fmt.Errorf("drop cached pages: %w", err)
 	}
 	img, err := format.Open(ctx, file, size, formats.OpenOptions{})
 	if err != nil {

@@ -95,6 +95,31 @@ func TestTransferIsTakenUp(t *testing.T) {
 }
 
 // An attempt whose predecessor died after its last byte has nothing left to read.
+func TestADiskThatWasNotFrozenIsNotTakenForGood(t *testing.T) {
+	b := newBench(t)
+	_, err := b.prepare()
+	require.NoError(t, err)
+	b.platform.thawed = &providers.Error{Op: "fake: read disk", Reason: providers.NotFound, Msg: "the VM has no snapshot any more"}
+	_, err = b.transfer()
+	var app *temporal.ApplicationError
+	require.ErrorAs(t, err, &app)
+	require.True(t, app.NonRetryable())
+	require.ErrorContains(t, err, "the VM has no snapshot any more")
+
+	// A platform that could not be asked is asked again, and nothing is read twice.
+	before := b.platform.read
+	b.platform.thawed = &providers.Error{Op: "fake: read disk", Reason: providers.Unavailable}
+	_, err = b.transfer()
+	require.ErrorAs(t, err, &app)
+	require.False(t, app.NonRetryable())
+	b.platform.thawed = nil
+	got, err := b.transfer()
+	require.NoError(t, err)
+	require.LessOrEqual(t, b.platform.read-before, int64(segment))
+	_, err = b.verify(got)
+	require.NoError(t, err)
+}
+
 func TestTransferThatWasComplete(t *testing.T) {
 	b := newBench(t)
 	_, err := b.prepare()

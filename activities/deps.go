@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -35,6 +36,8 @@ type Engine interface {
 	Ended(ctx context.Context, jobID string) (bool, error)
 	// Where is the id of the host that a running job is on; empty: on none now.
 	Where(ctx context.Context, jobID string) (string, error)
+	// Hosts are the ids of the hosts that work now, or did a moment ago.
+	Hosts(ctx context.Context) ([]string, error)
 	// Home names the cluster and namespace that jobs live in.
 	Home(ctx context.Context) (string, error)
 }
@@ -53,12 +56,12 @@ type Config struct {
 	Host    string   // id of the host
 	Name    string   // name of the host for people
 	Version string   // of the program, for manifests
-	Roots   []string // folders that exports may go below; empty: anywhere
+	Roots   []string // folders below which jobs may write, and read disk images; empty: anywhere
 	Format  string   // of a job that names none
 	Places  int      // jobs that this host takes at once
 	Disks   int      // disks that are copied or verified at once
 	Workers int      // ranges of one disk that are read at once; 0: as many as the copy loop likes
-	Memory  int64    // bytes that copies may have under way together
+	Memory  int64    // bytes that copies may have under way together; those under leases half as much beside
 
 	HostAway    time.Duration // how long a host may be silent before its jobs are placed anew
 	Heartbeat   time.Duration // how long an activity may be silent before it is started anew
@@ -118,5 +121,7 @@ type Deps struct {
 	Log         *slog.Logger
 	Connections Connections
 	Format      func(name string) (formats.Format, error)
-	Engine      Engine
+	// Probe recognises the format of a file by its content.
+	Probe  func(r io.ReaderAt, size int64) (formats.Format, error)
+	Engine Engine
 }

@@ -23,6 +23,7 @@ import (
 	"hypersdk/formats"
 	"hypersdk/formats/formatstest"
 	"hypersdk/formats/raw"
+	"hypersdk/formats/vmdk"
 	"hypersdk/providers"
 	"hypersdk/workflows/job"
 )
@@ -41,6 +42,8 @@ type bench struct {
 	out      string
 	// format wraps the file that disks are laid out in.
 	wrap func(formats.File) formats.File
+	// formats are those that there are; nil: raw
+	formats map[string]formats.Format
 }
 
 func newBench(t *testing.T, change ...func(*Config)) *bench {
@@ -55,7 +58,7 @@ func newBench(t *testing.T, change ...func(*Config)) *bench {
 	b := &bench{t: t, out: t.TempDir(), engine: newEngine(), platform: newPlatform()}
 	b.conns = &conns{platform: b.platform}
 	site, err := New(c, Deps{
-		Log: slog.New(slog.DiscardHandler), Connections: b.conns, Engine: b.engine, Format: b.format,
+		Log: slog.New(slog.DiscardHandler), Connections: b.conns, Engine: b.engine, Format: b.format, Probe: b.probe,
 	})
 	require.NoError(t, err)
 	b.site, b.control, b.data = site, &Control{site}, &Data{site}
@@ -63,6 +66,12 @@ func newBench(t *testing.T, change ...func(*Config)) *bench {
 }
 
 func (b *bench) format(name string) (formats.Format, error) {
+	if name == "vmdk" {
+		return vmdk.Format(), nil
+	}
+	if f, ok := b.formats[name]; ok {
+		return f, nil
+	}
 	if name != "raw" {
 		return formats.Format{}, &providers.Error{Op: "formats", Object: name, Reason: providers.Unsupported, Msg: "there is no such format"}
 	}
@@ -210,6 +219,7 @@ type platform struct {
 	read      int64
 	fault     func(ctx context.Context, off, n int64) error // of reading the disk
 	openErr   error                                         // of opening it
+	thawed    error                                         // what it says when it is asked to confirm
 	vmErr     error
 }
 
@@ -355,6 +365,12 @@ func (r *remote) ReadAt(b []byte, off int64) (int, error) {
 	return n, err
 }
 
+func (r *remote) Confirm(context.Context) error {
+	r.p.mu.Lock()
+	defer r.p.mu.Unlock()
+	return r.p.thawed
+}
+
 func (r *remote) Extents(_ context.Context, off, n int64) iter.Seq2[formats.Extent, error] {
 	return func(yield func(formats.Extent, error) bool) {
 		if n > 0 {
@@ -366,6 +382,7 @@ func (r *remote) Extents(_ context.Context, off, n int64) iter.Seq2[formats.Exte
 // conns is one connection.
 type conns struct {
 	platform  *platform
+	provider  providers.Provider // instead of it, where it is not nil
 	err       error
 	onOpen    func()
 	forgotten []string
@@ -377,6 +394,9 @@ func (c *conns) Open(context.Context, string) (providers.Provider, error) {
 	}
 	if c.err != nil {
 		return nil, c.err
+	}
+	if c.provider != nil {
+		return c.provider, nil
 	}
 	return c.platform, nil
 }
@@ -418,6 +438,8 @@ func (e *engine) Limits(context.Context, string) (job.Limits, error) {
 	}
 	return e.limits, e.err
 }
+
+func (e *engine) Hosts(context.Context) ([]string, error) { return []string{"h2", "h1"}, e.err }
 
 func (e *engine) Ended(_ context.Context, job string) (bool, error)   { return e.ended[job], e.err }
 func (e *engine) Where(_ context.Context, job string) (string, error) { return e.where[job], e.err }

@@ -34,11 +34,12 @@ func (c *Control) Finish(ctx context.Context, in FinishRequest) (Finished, error
 			if err := c.name(f, in); err != nil {
 				return Finished{}, err
 			}
+			if ok {
+				// Before the manifest: an attempt that is cut off here is begun again, and knows still what was old.
+				f.removeStale(old, in, log)
+			}
 			if err := f.writeManifest(in.manifest(c.Version, job.Now()), in.Target.Overwrite); err != nil {
 				return Finished{}, err
-			}
-			if ok {
-				f.removeStale(old, in, log)
 			}
 		}
 		if err := errors.Join(f.remove(claimName), syncDir(f.root)); err != nil {
@@ -62,58 +63,76 @@ func (c *Control) name(f *folder, in FinishRequest) error {
 		return err
 	}
 	if claimed.Naming == nil {
-		if claimed.Naming, err = f.inodes(in.Disks); err != nil {
+		if claimed.Naming, err = f.inodes(in.namings()); err != nil {
 			return err
 		}
 		if err := f.putClaim(claimed); err != nil {
 			return err
 		}
 	}
+	for _, n := range in.namings() {
+		if err := f.nameFile(n.hidden, n.final, claimed, in.Target.Overwrite); err != nil {
+			return err
+		}
+	}
 	for _, d := range in.Disks {
-		// The digests go first: while a disk is hidden it is seen to be unfinished.
-		if err := f.nameFile(digestsName(d.File), d.File+digestsExt, claimed, in.Target.Overwrite); err != nil {
-			return err
-		}
-		if err := f.nameFile(partName(d.File), d.File, claimed, in.Target.Overwrite); err != nil {
-			return err
-		}
-		if err := f.remove(journalName(d.File)); err != nil {
+		if err := errors.Join(f.remove(journalName(d.File)), f.remove(packName(d.File))); err != nil {
 			return err
 		}
 	}
 	return syncDir(f.root)
 }
 
+// naming is a hidden file that is to be given its name. inode 0: it was not noted when it was written.
+type naming struct {
+	hidden, final string
+	inode         uint64
+}
+
+// namings are the files of an export in the order in which they get their names. The digests go before
+// their disk: while a disk is hidden it is seen to be unfinished. The descriptor of a package goes last.
+func (in FinishRequest) namings() []naming {
+	var out []naming
+	for _, d := range in.Disks {
+		out = append(out, naming{digestsName(d.File), d.File + digestsExt, 0})
+		if d.Archive == "" {
+			out = append(out, naming{partName(d.File), d.File, d.Inode})
+		}
+	}
+	for _, p := range slices.Backward(in.Package) {
+		out = append(out, naming{partName(p.Name), p.Name, p.Inode})
+	}
+	return out
+}
+
 // inodes lists, by final name, the hidden files that are to be named.
-func (f *folder) inodes(disks []FinishDisk) (map[string]uint64, error) {
+func (f *folder) inodes(all []naming) (map[string]uint64, error) {
 	out := map[string]uint64{}
-	for _, d := range disks {
-		if !plain(d.File) {
-			return nil, refuse(providers.Invalid, "%q is not the name of a file", d.File)
+	for _, n := range all {
+		if !plain(n.final) {
+			return nil, refuse(providers.Invalid, "%q is not the name of a file", n.final)
 		}
-		for final, hidden := range map[string]string{d.File: partName(d.File), d.File + digestsExt: digestsName(d.File)} {
-			st, err := f.root.Lstat(hidden)
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil, f.removed(hidden)
-			}
-			if err != nil {
-				return nil, err
-			}
-			out[final] = inodeOf(st)
+		st, err := f.root.Lstat(n.hidden)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, f.removed(n.hidden)
 		}
-		if out[d.File] != d.Inode {
-			return nil, refuse(providers.Corrupt, "%s is not the file that was written", filepath.Join(f.path, partName(d.File)))
+		if err != nil {
+			return nil, err
+		}
+		out[n.final] = inodeOf(st)
+		if n.inode != 0 && out[n.final] != n.inode {
+			return nil, refuse(providers.Corrupt, "%s is not the file that was written", filepath.Join(f.path, n.hidden))
 		}
 	}
 	return out, nil
 }
 
 func (f *folder) removed(name string) error {
-	return refuse(providers.NotFound, "%s was removed before the export was complete", filepath.Join(f.path, name))
+	return refuse(providers.NotFound, "%s was removed before the job was complete", filepath.Join(f.path, name))
 }
 
 func (f *folder) putClaim(c claim) error {
-	file, err := f.open(claimName, os.O_RDWR)
+	file, err := f.open(f.claimFile, os.O_RDWR)
 	if err != nil {
 		return err
 	}
@@ -143,7 +162,9 @@ func (f *folder) named(final string, c claim) bool {
 func (f *folder) removeStale(old Manifest, in FinishRequest, log *slog.Logger) {
 	keep := in.manifest("", job.Time{}).files()
 	for _, n := range old.files() {
-		if slices.Contains(keep, n) || !strings.Contains(n, "-disk-") {
+		// What a manifest that anybody may have written names is removed only if an export could be it.
+		packaged := slices.Contains([]string{".ova", ".ovf", ".mf"}, filepath.Ext(n)) && strings.HasPrefix(n, PackageName(in.Target.Folder))
+		if slices.Contains(keep, n) || !packaged && !strings.Contains(n, "-disk-") {
 			continue
 		}
 		if err := f.remove(n); err != nil {

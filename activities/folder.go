@@ -22,6 +22,8 @@ type folder struct {
 	root *os.Root
 	path string // absolute
 	made bool   // by this call
+	// claimFile is where it says whose the folder is, or the one file of a job that shares it.
+	claimFile string
 }
 
 // openFolder opens <output>/<name>, and makes it where it is missing and create is set.
@@ -29,12 +31,15 @@ func (c Config) openFolder(t Target, create bool) (*folder, error) {
 	if err := c.checkOutput(t); err != nil {
 		return nil, err
 	}
-	out, err := c.openOutput(t.Output, create)
+	out, err := c.openOutput(t.Output, create && t.Alone == "")
 	if err != nil {
 		return nil, fmt.Errorf("output folder: %w", pathError(err))
 	}
+	if t.Alone != "" {
+		return &folder{root: out, path: t.Output, claimFile: claimOf(t.Alone)}, nil
+	}
 	defer out.Close()
-	f := &folder{path: filepath.Join(t.Output, t.Folder)}
+	f := &folder{path: filepath.Join(t.Output, t.Folder), claimFile: claimName}
 	if create {
 		switch err := out.Mkdir(t.Folder, 0o750); {
 		case err == nil:
@@ -64,6 +69,10 @@ func (c Config) checkOutput(t Target) error {
 		return refuse(providers.Invalid, "output path %q is not absolute", t.Output)
 	case strings.ContainsRune(t.Output, 0) || cleanPath(t.Output) != strings.TrimRight(t.Output, "/") && t.Output != "/":
 		return refuse(providers.Invalid, "output path %q is not clean: it may not contain '..', '.' or empty elements", t.Output)
+	case t.Alone != "":
+		if !plain(t.Alone) || t.Folder != "" {
+			return refuse(providers.Invalid, "%q is not the name of a file", t.Alone)
+		}
 	case !plain(t.Folder):
 		return refuse(providers.Invalid, "%q is not the name of a folder", t.Folder)
 	}
@@ -72,8 +81,8 @@ func (c Config) checkOutput(t Target) error {
 
 func cleanPath(p string) string { return filepath.Clean(p) }
 
-// openOutput opens the folder that was asked for; where the operator has named the folders that
-// exports may go below, it is reached through one of them.
+// openOutput opens the folder that was asked for; where the operator has named the folders below which
+// jobs may write, it is reached through one of them.
 func (c Config) openOutput(path string, create bool) (*os.Root, error) {
 	path = filepath.Clean(path)
 	if len(c.Roots) == 0 {
@@ -101,7 +110,7 @@ func (c Config) openOutput(path string, create bool) (*os.Root, error) {
 		}
 		return root.OpenRoot(below)
 	}
-	return nil, refuse(providers.Denied, "%s is not below a folder that exports may go to (%s)", path, strings.Join(c.Roots, ", "))
+	return nil, refuse(providers.Denied, "%s is not below a folder that jobs may write to (%s)", path, strings.Join(c.Roots, ", "))
 }
 
 func (f *folder) Close() error { return f.root.Close() }
@@ -187,7 +196,7 @@ func (f *folder) rename(from, to string, replace bool) error {
 		}
 	}
 	if errors.Is(err, fs.ErrExist) {
-		return refuse(providers.Exists, "%s appeared while the export was running; set overwrite to replace it", filepath.Join(f.path, to))
+		return refuse(providers.Exists, "%s appeared while the job was running; set overwrite to replace it", filepath.Join(f.path, to))
 	}
 	return err
 }
@@ -213,7 +222,7 @@ func reserve(file *os.File, n int64) error {
 
 // tryReserve says whether space can be reserved in the folder.
 func (f *folder) tryReserve() error {
-	file, err := f.open(claimName, os.O_RDWR)
+	file, err := f.open(f.claimFile, os.O_RDWR)
 	if err != nil {
 		return err
 	}
@@ -243,7 +252,7 @@ func pathError(err error) error {
 		return &sentence{providers.NotFound, err}
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS), errors.Is(err, unix.ELOOP):
 		return &sentence{providers.Denied, err}
-	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG):
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.ENXIO):
 		return &sentence{providers.Invalid, err}
 	case errors.As(err, &pe) && strings.Contains(pe.Err.Error(), "escapes"):
 		return &sentence{providers.Denied, err}
@@ -255,6 +264,9 @@ func pathError(err error) error {
 func partName(final string) string    { return "." + final + ".part" }
 func journalName(final string) string { return "." + final + ".journal" }
 func digestsName(final string) string { return "." + final + ".digests" }
+
+// claimOf is the claim on one file in a folder that others use too.
+func claimOf(final string) string { return "." + final + ".job" }
 
 const (
 	manifestName = "manifest.json"
@@ -277,7 +289,7 @@ const maxClaim = 256 << 10
 
 // readClaim reads who the folder belongs to; nobody is the zero claim.
 func (f *folder) readClaim() (claim, error) {
-	file, err := f.open(claimName, os.O_RDONLY)
+	file, err := f.open(f.claimFile, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return claim{}, nil
 	}
@@ -305,12 +317,12 @@ func decodeClaim(r io.Reader) claim {
 // take makes the folder the job's. ended says of another job whether it has ended: then what it left
 // is removed.
 func (f *folder) take(ctx context.Context, mine claim, ended func(context.Context, string) (bool, error)) (before claim, err error) {
-	file, err := f.open(claimName, os.O_RDWR|os.O_CREATE)
+	file, err := f.open(f.claimFile, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return claim{}, err
 	}
 	defer file.Close()
-	if err := f.lock(file, claimName); err != nil {
+	if err := f.lock(file, f.claimFile); err != nil {
 		return claim{}, err
 	}
 	before = decodeClaim(file)
@@ -324,13 +336,21 @@ func (f *folder) take(ctx context.Context, mine claim, ended func(context.Contex
 			return claim{}, err
 		}
 		if !over {
-			return claim{}, refuse(providers.Precondition, "%s is being written by job %s", f.path, before.Job)
+			return claim{}, refuse(providers.Precondition, "%s is being written by job %s", f.what(), before.Job)
 		}
 		if err := f.discardFiles(before.Files); err != nil {
 			return claim{}, err
 		}
 	}
 	return before, writeClaim(file, mine)
+}
+
+// what is what the claim is on, for people.
+func (f *folder) what() string {
+	if f.claimFile == claimName {
+		return f.path
+	}
+	return filepath.Join(f.path, strings.TrimSuffix(strings.TrimPrefix(f.claimFile, "."), ".job"))
 }
 
 // mine says whether the folder belongs to the job on this host.
@@ -360,8 +380,10 @@ func (f *folder) discardFiles(finals []string) error {
 		if !plain(n) {
 			continue
 		}
-		errs = append(errs, f.remove(partName(n)), f.remove(journalName(n)), f.remove(digestsName(n)))
+		errs = append(errs, f.remove(partName(n)), f.remove(journalName(n)), f.remove(digestsName(n)), f.remove(packName(n)))
 	}
-	errs = append(errs, f.remove(partName(manifestName)))
+	if f.claimFile == claimName {
+		errs = append(errs, f.remove(partName(manifestName)))
+	}
 	return errors.Join(errs...)
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 
 	"hypersdk/providers"
 	"hypersdk/workflows/job"
@@ -30,6 +31,21 @@ type Manifest struct {
 	Host     string       `json:"host"`     // that wrote the files
 	Verified bool         `json:"verified"` // the files were read again and compared with what was received
 	Disks    []DiskRecord `json:"disks"`
+	// Package is what the disks are parts of, where the format is a package.
+	Package *PackageRecord `json:"package,omitempty"`
+}
+
+// PackageRecord is the package of an export.
+type PackageRecord struct {
+	Format string       `json:"format"` // "ova", "ovf"
+	Files  []FileRecord `json:"files"`  // beside those of the disks: the archive, or descriptor and manifest
+}
+
+// FileRecord is a file of an export that is no disk.
+type FileRecord struct {
+	File   string `json:"file"`
+	Stored int64  `json:"stored"`           // bytes
+	SHA256 string `json:"sha256,omitempty"` // absent of an archive where the export was not verified
 }
 
 // Source is where an export came from.
@@ -55,6 +71,8 @@ type DiskRecord struct {
 	Digests string `json:"digests"`
 	// SHA256 is of the file, as sha256sum prints it; absent where the export was not verified.
 	SHA256 string `json:"sha256,omitempty"`
+	// Archive is the file that File is a member of; absent where it lies in the folder itself.
+	Archive string `json:"archive,omitempty"`
 }
 
 // maxManifest is more than any manifest has.
@@ -70,23 +88,33 @@ func (in FinishRequest) manifest(version string, now job.Time) Manifest {
 	for _, d := range in.Disks {
 		m.Disks = append(m.Disks, DiskRecord{
 			ID: d.Disk, Label: d.Label, File: d.File, Format: d.Format, Size: d.Size, Stored: d.Stored,
-			Digest: d.Digest, Digests: d.File + digestsExt, SHA256: d.SHA256,
+			Digest: d.Digest, Digests: d.File + digestsExt, SHA256: d.SHA256, Archive: d.Archive,
 		})
+	}
+	if in.Target.Package != "" {
+		m.Package = &PackageRecord{Format: in.Target.Package}
+		for _, f := range in.Package {
+			m.Package.Files = append(m.Package.Files, FileRecord{File: f.Name, Stored: f.Stored, SHA256: f.SHA256})
+		}
 	}
 	return m
 }
 
 // files lists the files that a manifest speaks of; names that are not plain are left out.
 func (m Manifest) files() []string {
-	var out []string
-	for _, d := range m.Disks {
-		for _, n := range []string{d.File, d.Digests} {
-			if plain(n) {
-				out = append(out, n)
-			}
+	var all []string
+	if m.Package != nil {
+		for _, f := range m.Package.Files {
+			all = append(all, f.File)
 		}
 	}
-	return out
+	for _, d := range m.Disks {
+		if d.Archive == "" {
+			all = append(all, d.File)
+		}
+		all = append(all, d.Digests)
+	}
+	return slices.DeleteFunc(all, func(n string) bool { return !plain(n) })
 }
 
 // readManifest reads the manifest of the folder; ok is false where there is none that can be read.

@@ -61,6 +61,22 @@ func (m *meter) from(off int64) {
 	m.samples = []sample{{m.moved, off}}
 }
 
+// advance notes that n more bytes of the file were read.
+func (m *meter) advance(n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.p.Done, m.p.Read, m.moved = m.p.Done+n, m.p.Read+n, time.Now()
+}
+
+// anew notes that the disk begins anew, for the attempt-th time.
+func (m *meter) anew(attempt int32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.p.Attempt, m.p.Done, m.p.Read, m.p.Written = attempt, 0, 0, 0
+	m.last, m.moved = formats.Progress{}, time.Now()
+	m.samples = []sample{{m.moved, 0}}
+}
+
 // wait says why nothing moves until the answer is called.
 func (m *meter) wait(why string) func() {
 	m.mu.Lock()
@@ -88,6 +104,14 @@ func (m *meter) work() func() {
 		m.busy--
 		m.moved = time.Now()
 	}
+}
+
+// came notes bytes of the source as they come.
+func (m *meter) came(n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.p.Read += n
+	m.moved = time.Now()
 }
 
 // touch notes that bytes moved which are not counted.

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"hypersdk/formats"
+	"hypersdk/formats/local"
 	"hypersdk/providers"
 )
 
@@ -33,6 +34,10 @@ type part struct {
 	whole   bool
 	// advanced is told when a checkpoint is durable.
 	advanced func()
+	// source says with an error that what is copied is not what it was any more; confirm that all that was
+	// copied is what was meant.
+	source  func() error
+	confirm func(context.Context) error
 }
 
 // identity is everything that the bytes of a part depend on: a journal of other bytes is worth nothing.
@@ -42,6 +47,7 @@ type identity struct {
 	Format string
 	Opt    formats.CreateOptions
 	Inode  uint64
+	Image  *Image `json:",omitempty"`
 }
 
 // openPart opens the hidden file of a disk, or begins it, in a folder that the job has claimed.
@@ -50,7 +56,7 @@ func (s *Site) openPart(in TransferRequest) (_ *part, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &part{folder: f, job: in.Job, host: s.Host, name: in.File, advanced: func() {}}
+	p := &part{folder: f, job: in.Job, host: s.Host, name: in.File, advanced: func() {}, source: func() error { return nil }, confirm: func(context.Context) error { return nil }}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())
@@ -76,7 +82,7 @@ func (p *part) openFile() error {
 	}
 	file, err := p.open(partName(p.name), os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := errors.Join(p.remove(journalName(p.name)), p.remove(digestsName(p.name))); err != nil {
+		if err := errors.Join(p.remove(journalName(p.name)), p.remove(digestsName(p.name)), p.remove(packName(p.name))); err != nil {
 			return err
 		}
 		file, err = p.open(partName(p.name), os.O_RDWR|os.O_CREATE|os.O_EXCL)
@@ -89,7 +95,7 @@ func (p *part) openFile() error {
 }
 
 func (p *part) openJournal(in TransferRequest) error {
-	id, err := json.Marshal(identity{in.Ref, in.Size, in.Target.Format, in.Target.createOptions(), inode(p.file)})
+	id, err := json.Marshal(identity{in.Ref, in.Size, in.Target.Format, in.Target.createOptions(), inode(p.file), in.Image})
 	if err != nil {
 		return err
 	}
@@ -135,9 +141,9 @@ func (p *part) stillMine() error {
 	case mine:
 		return nil
 	case c.Job == p.job:
-		return refuse(providers.Precondition, "%s belongs to the job on host %s now", p.path, c.Host)
+		return refuse(providers.Precondition, "%s belongs to the job on host %s now", p.what(), c.Host)
 	case c.Job != "":
-		return refuse(providers.Precondition, "%s belongs to job %s now", p.path, c.Job)
+		return refuse(providers.Precondition, "%s belongs to job %s now", p.what(), c.Job)
 	}
 	return p.gone()
 }
@@ -148,7 +154,7 @@ func (p *part) durable(cp formats.Checkpoint) error {
 	if !p.same(partName(p.name), p.file) {
 		return p.gone()
 	}
-	if err := p.stillMine(); err != nil {
+	if err := errors.Join(p.stillMine(), p.source()); err != nil {
 		return err
 	}
 	if err := p.journal.Record(cp); err != nil {
@@ -201,7 +207,9 @@ func allocated(st fs.FileInfo) int64 {
 
 // copyTo copies a source into the part, lays it down whole, and seals its digests.
 func (p *part) copyTo(ctx context.Context, format formats.Format, in TransferRequest, src formats.Source, opt formats.CopyOptions, finishing func() func()) (formats.Result, formats.Digest, error) {
-	w, err := format.Create(ctx, p.file, in.Size, in.Target.createOptions(), p.from)
+	target := local.NewTarget(p.file, false)
+	defer target.Wait()
+	w, err := format.Create(ctx, target, in.Size, in.Target.createOptions(), p.from)
 	if err != nil {
 		return formats.Result{}, formats.Digest{}, err
 	}
@@ -217,6 +225,9 @@ func (p *part) copyTo(ctx context.Context, format formats.Format, in TransferReq
 		return res, formats.Digest{}, err
 	}
 	defer finishing()()
+	if err := errors.Join(p.source(), p.confirm(ctx)); err != nil {
+		return res, formats.Digest{}, err
+	}
 	if err := w.Commit(ctx); err != nil {
 		return res, formats.Digest{}, err
 	}

@@ -58,6 +58,24 @@ func (p *Places) take(job string) {
 	p.jobs[job] = true
 }
 
+// enter takes a job in where there is room for it.
+func (p *Places) enter(job string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.jobs[job] && len(p.jobs) >= p.max {
+		return false
+	}
+	p.jobs[job] = true
+	return true
+}
+
+// free is how many jobs more could come.
+func (p *Places) free() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return max(0, p.max-len(p.jobs))
+}
+
 func (p *Places) leave(job string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -22,7 +22,12 @@ type record struct {
 	Connection  string         `json:"connection"`
 	VM          providers.VMID `json:"vm"`
 	SnapshotKey string         `json:"snapshot_key"`
-	Target      Target         `json:"target"`
+	// Drives are CD drives to be put back, and PowerOn that the VM is to run again.
+	Drives  []providers.Drive `json:"drives,omitempty"`
+	PowerOn bool              `json:"power_on,omitempty"`
+	Target  Target            `json:"target"`
+	Targets []Target          `json:"targets,omitempty"` // of a job without a folder of its own
+	Import  *importRecord     `json:"import,omitempty"`  // of a job that makes a VM, and no files
 }
 
 func (s *Site) recordPath(job string) string {
@@ -38,6 +43,23 @@ func (s *Site) writeRecord(r record) error {
 		return err
 	}
 	return WriteFile(s.recordPath(r.Job), b)
+}
+
+// changeRecord changes the record of a job; what has none needs none.
+func (s *Site) changeRecord(job string, change func(*record)) error {
+	var r record
+	b, err := os.ReadFile(s.recordPath(job))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err == nil:
+		err = json.Unmarshal(b, &r)
+	}
+	if err != nil {
+		return fmt.Errorf("record of the job: %w", err)
+	}
+	change(&r)
+	return s.writeRecord(r)
 }
 
 // WriteFile replaces a file as a whole, durably, or not at all.
@@ -99,7 +121,7 @@ func (s *Site) discard(job string, t Target, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("discard: %w", err)
 	}
-	if err := f.remove(claimName); err != nil {
+	if err := f.remove(f.claimFile); err != nil {
 		return fmt.Errorf("discard: %w", err)
 	}
 	if c.Made {

@@ -3,6 +3,7 @@ package activities
 import (
 	"time"
 
+	"hypersdk/formats"
 	"hypersdk/providers"
 	"hypersdk/workflows/job"
 )
@@ -17,11 +18,19 @@ const (
 	SnapshotActivity     = "snapshot"      // Control.Snapshot
 	DropSnapshotActivity = "drop-snapshot" // Control.DropSnapshot
 	TransferActivity     = "transfer-disk" // Data.TransferDisk
+	LeaseActivity        = "lease-disks"   // Data.LeaseDisks
 	VerifyActivity       = "verify-disk"   // Data.VerifyDisk
 	FinishActivity       = "finish"        // Control.Finish
 	DiscardActivity      = "discard"       // Control.Discard
 	LeaveActivity        = "leave"         // Control.Leave
 	ReadLogActivity      = "read-log"      // Control.ReadLog
+
+	AskConversionActivity = "ask-conversion" // Control.AskConversion
+	HostsActivity         = "hosts"          // Control.Hosts
+	LookActivity          = "look-at-images" // Control.Look
+	SettleActivity        = "settle"         // Control.Settle
+	PrepareImagesActivity = "prepare-images" // Control.PrepareImages
+	FinishImagesActivity  = "finish-images"  // Control.FinishImages
 )
 
 // AskRequest asks for a job to be admitted.
@@ -87,7 +96,9 @@ type Facts struct {
 type FormatFacts struct {
 	Name string `json:"name"`
 	Ext  string `json:"ext"`
-	Why  string `json:"why,omitempty"` // why it cannot be written as asked; empty where it can
+	// Package is the kind of package that was asked for, whose disks are in this format; empty: none.
+	Package string `json:"package,omitempty"`
+	Why     string `json:"why,omitempty"` // why it cannot be written as asked; empty where it can
 }
 
 // Target is where an export goes, and how.
@@ -99,6 +110,14 @@ type Target struct {
 	Thick    bool   `json:"thick,omitempty"`
 	// Overwrite lets the files of an earlier export be replaced, once the new ones are whole.
 	Overwrite bool `json:"overwrite,omitempty"`
+	// Package is the kind of package that the disks become parts of, PackageOVA or PackageOVF; empty: none.
+	// Base is what the names of its files begin with.
+	Package string `json:"package,omitempty"`
+	Base    string `json:"base,omitempty"`
+	// Alone is the final name of the only file, which goes into Output itself; Folder is empty then.
+	Alone string `json:"alone,omitempty"`
+	// Create says how a disk is laid out where Compress is not all that was asked for.
+	Create *formats.CreateOptions `json:"create,omitempty"`
 }
 
 // PrepareRequest asks for the output folder to be claimed and checked. What it writes down lets the
@@ -151,6 +170,44 @@ type TransferRequest struct {
 	File       string            `json:"file"` // final name
 	Workers    int               `json:"workers,omitempty"`
 	Limits     job.Limits        `json:"limits"`
+	// Image is what is copied where that is no disk of a VM; Ref only names it then.
+	Image *Image `json:"image,omitempty"`
+	// Else is the transport that the job goes on with where that of Ref is refused: then a refusal is not
+	// waited out, it ends the activity with a [Refused] in its failure.
+	Else string `json:"else,omitempty"`
+}
+
+// Refused is the detail of a failure that says that a transport cannot be used.
+type Refused struct {
+	Transport string `json:"transport"`
+	Why       string `json:"why"`
+}
+
+// LeaseRequest asks for disks of a VM to be copied under one lease.
+type LeaseRequest struct {
+	Job        string                `json:"job"`
+	Connection string                `json:"connection"`
+	Ref        providers.SnapshotRef `json:"ref"`
+	Transport  string                `json:"transport"`
+	Why        string                `json:"why,omitempty"` // it is this one; for the log
+	Target     Target                `json:"target"`
+	Disks      []LeaseDisk           `json:"disks"`
+	Workers    int                   `json:"workers,omitempty"`
+	Limits     job.Limits            `json:"limits"`
+}
+
+// LeaseDisk is one disk to be copied under a lease.
+type LeaseDisk struct {
+	Disk  providers.DiskID `json:"disk"`
+	Label string           `json:"label"`
+	Size  int64            `json:"size"`
+	Need  int64            `json:"need"` // bytes on the target, estimated
+	File  string           `json:"file"` // final name
+}
+
+// Leased is disks that were copied, in the order of the request; they are still hidden.
+type Leased struct {
+	Disks []Transferred `json:"disks"`
 }
 
 // Transferred is a disk that was copied; it is still hidden.
@@ -195,6 +252,8 @@ type FinishRequest struct {
 	Verified bool         `json:"verified"`
 	Via      string       `json:"via"` // transport
 	Disks    []FinishDisk `json:"disks"`
+	// Package are the files of a package beside its disks.
+	Package []FinishFile `json:"package,omitempty"`
 }
 
 // FinishDisk is one disk to be finished.

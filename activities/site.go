@@ -29,7 +29,8 @@ type Site struct {
 	places  *Places
 	limits  *throttles
 	buffers *formats.Buffers
-	slots   chan struct{} // disks at work
+	streams *formats.Buffers // of what comes under leases: as it came, and unpacked
+	slots   chan struct{}    // disks at work
 	swept   sweeps
 }
 
@@ -44,6 +45,7 @@ func New(c Config, d Deps) (*Site, error) {
 		places:  NewPlaces(c.Places),
 		limits:  newThrottles(d.Engine.Limits, limitsPace),
 		buffers: formats.NewBuffers(c.Memory),
+		streams: formats.NewBuffers(c.Memory / 2),
 		slots:   make(chan struct{}, c.Disks),
 		swept:   sweeps{pending: map[string]retry{}},
 	}

@@ -104,16 +104,28 @@ func (s *Site) sweep(ctx context.Context, r record) error {
 	ctx, done := context.WithCancel(ctx) // the connection is lent for as long
 	defer done()
 	log := s.logger(r.Job)
-	if err := s.discard(r.Job, r.Target, log); err != nil {
-		return err
+	if r.Import != nil {
+		return s.sweepImport(ctx, r, ended, log)
 	}
-	if ended {
+	targets := r.Targets
+	if len(targets) == 0 {
+		targets = []Target{r.Target}
+	}
+	for _, t := range targets {
+		if err := s.discard(r.Job, t, log); err != nil {
+			return err
+		}
+	}
+	if ended && r.SnapshotKey != "" {
 		err := s.dropSnapshot(ctx, DropRequest{Job: r.Job, Connection: r.Connection, VM: r.VM, Key: r.SnapshotKey}, log)
 		if errors.Is(err, providers.NotFound) {
 			log.Warn("the snapshot could not be looked for", "snapshot", r.SnapshotKey, "error", err)
 			err = nil // the connection is no longer known: it will not be later either
 		}
 		if err != nil {
+			return err
+		}
+		if err := s.restoreSource(ctx, r, log); err != nil {
 			return err
 		}
 		if err := s.deps.Connections.Forget(ctx, r.Connection); err != nil {

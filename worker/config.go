@@ -3,6 +3,7 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -49,6 +50,8 @@ type Deps struct {
 	Connections activities.Connections
 	// Format finds a disk format by its name.
 	Format func(name string) (formats.Format, error)
+	// Probe recognises the format of a file by its content.
+	Probe func(r io.ReaderAt, size int64) (formats.Format, error)
 	// OnFatal is told when the worker cannot go on (its namespace is gone, …); nil: only logged.
 	OnFatal func(error)
 }

@@ -72,6 +72,19 @@ func (e *engine) Where(ctx context.Context, id string) (string, error) {
 	return s.Host, err
 }
 
+// Hosts are those that were heard of lately: a worker polls the common queue in the name of its host.
+func (e *engine) Hosts(ctx context.Context) ([]string, error) {
+	d, err := e.client.DescribeTaskQueue(ctx, workflows.Queue, enumspb.TASK_QUEUE_TYPE_ACTIVITY)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, p := range d.GetPollers() {
+		ids = append(ids, p.GetIdentity())
+	}
+	return ids, nil
+}
+
 func (e *engine) Home(ctx context.Context) (string, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -45,7 +45,7 @@ func New(cfg Config, c client.Client, deps Deps) (*Worker, error) {
 	}
 	e := &engine{client: c, limit: cfg.Limit, namespace: cfg.Namespace}
 	site, err := activities.New(cfg.Config, activities.Deps{
-		Log: deps.Log, Connections: deps.Connections, Format: deps.Format, Engine: e,
+		Log: deps.Log, Connections: deps.Connections, Format: deps.Format, Probe: deps.Probe, Engine: e,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
@@ -114,9 +114,36 @@ func register(r worker.ActivityRegistry, c *activities.Control, d *activities.Da
 	as(c.Discard, activities.DiscardActivity)
 	as(c.Leave, activities.LeaveActivity)
 	as(c.ReadLog, activities.ReadLogActivity)
+	as(c.FindVM, activities.FindVMActivity)
+	as(c.Power, activities.PowerActivity)
+	as(c.ShutDown, activities.ShutDownActivity)
+	as(c.Drives, activities.DrivesActivity)
+	as(c.RemoveDrives, activities.RemoveDrivesActivity)
+	as(c.RestoreDrives, activities.RestoreDrivesActivity)
+	as(c.TakeSnapshot, activities.TakeSnapshotActivity)
+	as(c.DeleteSnapshot, activities.DeleteSnapshotActivity)
+	as(c.Clone, activities.CloneActivity)
+	as(c.SetTemplate, activities.SetTemplateActivity)
+	as(c.Tracking, activities.TrackingActivity)
+	as(c.AskConversion, activities.AskConversionActivity)
+	as(c.Hosts, activities.HostsActivity)
+	as(c.AskImport, activities.AskImportActivity)
+	as(c.DiscardImport, activities.DiscardImportActivity)
 	if d != nil {
+		as(c.Look, activities.LookActivity)
+		as(c.Settle, activities.SettleActivity)
+		as(c.LookPackage, activities.LookPackageActivity)
+		as(c.PlanImport, activities.PlanImportActivity)
+		as(d.ImportPackage, activities.ImportPackageActivity)
+		as(c.PrepareImages, activities.PrepareImagesActivity)
+		as(c.FinishImages, activities.FinishImagesActivity)
 		as(d.TransferDisk, activities.TransferActivity)
+		as(d.LeaseDisks, activities.LeaseActivity)
 		as(d.VerifyDisk, activities.VerifyActivity)
+		as(d.BeginPackage, activities.BeginPackageActivity)
+		as(d.PackDisk, activities.PackActivity)
+		as(d.SealPackage, activities.SealActivity)
+		as(d.CheckPackage, activities.CheckPackageActivity)
 	}
 }
 

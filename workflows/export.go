@@ -1,11 +1,8 @@
 package workflows
 
 import (
-	"fmt"
 	"slices"
-	"time"
 
-	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
 	"hypersdk/activities"
@@ -16,9 +13,7 @@ import (
 // Export is one VM exported: admitted, placed on a host, inspected, planned, snapshotted, copied disk
 // by disk, verified and written down; then what it needed on the way is cleaned up.
 func Export(ctx workflow.Context, spec job.Spec) (*job.Result, error) {
-	e := &export{id: workflow.GetInfo(ctx).WorkflowExecution.ID, spec: spec, terms: firstTerms}
-	e.status.Status, e.status.Progress.Phase = job.Pending, job.Admit
-	e.limits.MBps = spec.Options.LimitMBps
+	e := &export{task: newTask(ctx, spec.Connection, spec.Options.LimitMBps), spec: spec}
 	if err := e.handlers(ctx); err != nil {
 		return nil, err
 	}
@@ -28,25 +23,16 @@ func Export(ctx workflow.Context, spec job.Spec) (*job.Result, error) {
 
 // export is the state of one job.
 type export struct {
-	id     string
-	spec   job.Spec
-	status job.Snapshot
-	limits job.Limits
-	undo   undo
-	ending bool // nothing can be paused or limited any more
-	asked  bool // admission may know of the job
-
-	terms    activities.Terms
+	task
+	spec     job.Spec
 	vm       string // its name
-	admitted time.Time
-	host     activities.Host
-	away     []activities.Host // hosts that the job lost, with its files
 	facts    activities.Facts
 	plan     plan
-	dir      string
+	source   source
 	snapshot *providers.Snapshot
 	done     []activities.Transferred
 	sums     []activities.Verified
+	packaged []activities.FinishFile // of a package, beside its disks
 }
 
 // run does the job; what it leaves to be taken back is in e.undo.
@@ -54,61 +40,22 @@ func (e *export) run(ctx workflow.Context) error {
 	if err := Supported(e.spec); err != nil {
 		return err
 	}
-	if err := e.admit(ctx); err != nil {
+	if err := e.admit(ctx, e.ask); err != nil {
 		return err
 	}
-	for {
-		err := e.place(ctx)
-		if err == nil {
-			err = e.work(ctx)
-		}
-		if ctx.Err() != nil && e.status.Result == nil {
-			return ctx.Err()
-		}
-		if !hostLost(err) {
-			return err
-		}
-		e.away = append(e.away, e.host)
-		e.status.Progress.WaitingFor = fmt.Sprintf("host %s has not answered for %s; looking for another", e.host.ID, e.terms.HostAway)
-	}
+	return e.onHosts(ctx, e.place, e.work)
 }
 
-// admit waits for the job's turn. The VM is looked for first: who names a VM that is not there, or
+// ask asks for the job's turn. The VM is looked for first: who names a VM that is not there, or
 // brings a wrong password, hears so at once, and admission knows the VM by an id that all its names
 // share.
-func (e *export) admit(ctx workflow.Context) error {
-	e.asked = true
-	e.status.Progress.CurrentStep = "looking for the VM"
-	admitted := workflow.GetSignalChannel(ctx, SignalAdmitted)
-	for ok := false; !ok; {
-		var asked activities.Asked
-		err := quickly(ctx, anywhere(ctx), activities.AskActivity, activities.AskRequest{Job: e.id, Spec: e.spec}, &asked)
-		if err != nil {
-			return err
-		}
-		e.vm, e.terms = asked.VM, asked.Terms
-		e.status.Progress.CurrentStep = "waiting for its turn"
-		e.status.UpdatedAt = now(ctx)
-		if ok, err = e.turn(ctx, admitted); err != nil {
-			return err
-		}
+func (e *export) ask(ctx workflow.Context) (asked activities.Asked, err error) {
+	if e.vm == "" {
+		e.status.Progress.CurrentStep = "looking for the VM"
 	}
-	e.admitted = workflow.Now(ctx)
-	t := now(ctx)
-	e.status.Status, e.status.StartedAt = job.Running, &t
-	return nil
-}
-
-// turn waits until admission calls the job, or until it is time to ask again.
-func (e *export) turn(ctx workflow.Context, admitted workflow.ReceiveChannel) (ok bool, err error) {
-	timer, stop := workflow.WithCancel(ctx)
-	defer stop()
-	s := workflow.NewSelector(ctx)
-	s.AddReceive(admitted, func(c workflow.ReceiveChannel, _ bool) { c.Receive(ctx, nil); ok = true })
-	s.AddFuture(workflow.NewTimer(timer, askAgain), func(workflow.Future) {})
-	s.AddReceive(ctx.Done(), func(workflow.ReceiveChannel, bool) { err = ctx.Err() })
-	s.Select(ctx)
-	return ok, err
+	err = quickly(ctx, anywhere(ctx), activities.AskActivity, activities.AskRequest{Job: e.id, Spec: e.spec}, &asked)
+	e.vm = asked.VM
+	return asked, err
 }
 
 // place finds a host. A job that lost its host may well get the same one again: its files are there.
@@ -120,22 +67,14 @@ func (e *export) place(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
-	e.host, e.status.Host, e.status.Progress.WaitingFor = host, host.ID, ""
+	e.settled(host)
 	return nil
 }
 
 // work is everything that happens on one host.
 func (e *export) work(ctx workflow.Context) error {
-	for _, do := range []func(workflow.Context) error{e.inspect, e.prepare, e.snap, e.transfer, e.verify} {
-		if err := e.unpaused(ctx); err != nil {
-			return err
-		}
-		if err := do(ctx); err != nil {
-			return err
-		}
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if err := e.steps(ctx, e.inspect, e.prepare, e.still, e.snap, e.wake, e.transfer, e.pack, e.verify, e.seal); err != nil {
+		return err
 	}
 	return e.finish(ctx)
 }
@@ -157,7 +96,7 @@ func (e *export) inspect(ctx workflow.Context) error {
 		return err
 	}
 	e.facts, e.plan, e.vm = facts, p, facts.VM.Name
-	e.status.Progress.Transport = p.Transport
+	e.status.Progress.Transport, e.status.Progress.TransportReason = p.Transport, p.Why
 	return nil
 }
 
@@ -170,6 +109,7 @@ func (e *export) prepare(ctx workflow.Context) error {
 	for _, d := range e.plan.Disks {
 		req.Files = append(req.Files, d.File)
 	}
+	req.Files = append(req.Files, e.plan.Target.PackageFiles()...)
 	var out activities.Prepared
 	if err := e.call(ctx, activities.PrepareActivity, req, &out); err != nil {
 		return err
@@ -209,6 +149,7 @@ func (e *export) finish(ctx workflow.Context) error {
 	req := activities.FinishRequest{
 		Job: e.id, Target: e.plan.Target, Spec: e.spec, VM: e.facts.VM, Kind: e.facts.Kind, Host: e.host,
 		Started: e.admitted, Snapshot: e.snapshot.Created, Verified: !e.spec.Options.NoVerify, Via: e.plan.Transport,
+		Package: e.packaged,
 	}
 	for i, d := range e.plan.Disks {
 		req.Disks = append(req.Disks, activities.FinishDisk{DiskResult: e.diskResult(i), Label: d.Disk.Label, Inode: e.done[i].Inode})
@@ -219,7 +160,7 @@ func (e *export) finish(ctx workflow.Context) error {
 	}
 	r := &job.Result{
 		VMName: e.vm, OutputDir: out.Dir, Files: out.Files, TotalSize: out.Total, Success: true,
-		Host: e.host.ID, Transport: e.plan.Transport,
+		Host: e.host.ID, Transport: e.plan.Transport, OVFPath: e.ovfPath(out.Dir),
 	}
 	for i := range e.plan.Disks {
 		r.Disks = append(r.Disks, e.diskResult(i))
@@ -233,6 +174,7 @@ func (e *export) diskResult(i int) job.DiskResult {
 	r := job.DiskResult{
 		Disk: string(d.Disk.ID), File: d.File, Format: e.plan.Target.Format, Size: d.Disk.Size,
 		Stored: e.done[i].Stored, Digest: e.done[i].Digest, Read: e.done[i].Read, Retries: e.done[i].Attempts - 1,
+		Archive: e.plan.Target.Archive(),
 	}
 	if i < len(e.sums) {
 		r.SHA256, r.Stored = e.sums[i].SHA256, e.sums[i].Stored
@@ -240,49 +182,18 @@ func (e *export) diskResult(i int) job.DiskResult {
 	return r
 }
 
-// call runs a short activity on the job's host.
-func (e *export) call(ctx workflow.Context, name string, in, out any) error {
-	return workflow.ExecuteActivity(onHost(ctx, e.host.ID, e.terms), name, in).Get(ctx, out)
+// discard removes the job's hidden files.
+func (e *export) discard(ctx workflow.Context) error {
+	return workflow.ExecuteActivity(cleaning(ctx, e.host.ID, e.terms), activities.DiscardActivity,
+		activities.DiscardRequest{Job: e.id, Target: e.plan.Target}).Get(ctx, nil)
 }
 
-// unpaused waits while the job is paused.
-func (e *export) unpaused(ctx workflow.Context) error {
-	return workflow.Await(ctx, func() bool { return !e.limits.Paused })
-}
-
-// end cleans up, says how the job ended, and answers that to Temporal.
-func (e *export) end(ctx workflow.Context, err error) (*job.Result, error) {
-	state := job.Completed
-	switch {
-	case e.status.Result != nil: // complete: what came after can only have left something behind
-	case ctx.Err() != nil || temporal.IsCanceledError(err):
-		state = job.Cancelled
-		e.status.Error, e.status.Reason = "cancelled on request", string(providers.Canceled)
-	default:
-		o := verdict(err)
-		state = job.Failed
-		e.status.Error, e.status.Reason = o.text, string(o.reason)
+// drop removes the snapshot: from the job's host, whose log then says so, or from anywhere.
+func (e *export) drop(ctx workflow.Context) error {
+	req := activities.DropRequest{Job: e.id, Connection: e.spec.Connection, VM: e.facts.VM.ID, Key: e.key()}
+	err := workflow.ExecuteActivity(cleaning(ctx, e.host.ID, e.terms), activities.DropSnapshotActivity, req).Get(ctx, nil)
+	if hostLost(err) {
+		err = workflow.ExecuteActivity(cleaning(ctx, "", e.terms), activities.DropSnapshotActivity, req).Get(ctx, nil)
 	}
-	e.ending = true
-	ctx, _ = workflow.NewDisconnectedContext(ctx)
-	e.status.Progress.WaitingFor = ""
-	if e.host.ID != "" {
-		e.phase(ctx, job.Clean, "cleaning up")
-	}
-	e.conclude(ctx, state)
-
-	t := now(ctx)
-	e.status.Status, e.status.CompletedAt = state, &t
-	if r := e.status.Result; r != nil {
-		r.Duration = t.Sub(e.admitted)
-		e.status.Progress.Disks = nil // the result says more of them
-	}
-	e.phase(ctx, job.Done, "")
-	if err := workflow.Await(ctx, func() bool { return workflow.AllHandlersFinished(ctx) }); err != nil {
-		return nil, err
-	}
-	if state == job.Completed {
-		return e.status.Result, nil
-	}
-	return nil, outcome{providers.Reason(e.status.Reason), e.status.Error}.asError()
+	return err
 }

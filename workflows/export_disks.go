@@ -11,23 +11,34 @@ import (
 // transfer copies all disks at once, one activity each. The first that fails for good stops the
 // others: their journals keep what they did, for as long as the job lives.
 func (e *export) transfer(ctx workflow.Context) error {
-	e.begin(ctx, job.Transfer, "copying the disks")
 	e.done = make([]activities.Transferred, len(e.plan.Disks))
-	return e.disks(ctx, func(ctx workflow.Context, i int) workflow.Future {
+	if e.plan.Leased {
+		return e.lease(ctx)
+	}
+	e.begin(ctx, job.Transfer, "copying the disks", e.lines())
+	var refused *activities.Refused
+	err := e.each(ctx, len(e.plan.Disks), e.label, func(ctx workflow.Context, i int) workflow.Future {
 		d := e.plan.Disks[i]
 		return workflow.ExecuteActivity(ctx, activities.TransferActivity, activities.TransferRequest{
 			Job: e.id, Connection: e.spec.Connection, Label: d.Disk.Label, Size: d.Disk.Size, Need: d.Need,
-			Ref:    providers.DiskRef{VM: e.facts.VM.ID, Snapshot: e.snapshot.ID, Disk: d.Disk.ID, Transport: e.plan.Transport},
-			Target: e.plan.Target, File: d.File, Workers: e.spec.Options.ParallelDownloads, Limits: e.limits,
+			Ref: e.ref(i), Target: e.plan.Target, File: d.File, Workers: e.spec.Options.ParallelDownloads, Limits: e.limits,
+			Else: e.plan.Else,
 		})
 	}, func(ctx workflow.Context, i int, f workflow.Future) error {
 		if err := f.Get(ctx, &e.done[i]); err != nil {
+			if refused == nil {
+				refused = refusedBy(err)
+			}
 			return err
 		}
-		p, out := &e.status.Progress.Disks[i], e.done[i]
-		p.Done, p.Read, p.Digest, p.Attempt, p.ResumedFrom = p.Total, out.Read, out.Digest, out.Attempts, out.ResumedFrom
+		e.copied(i, e.done[i])
 		return nil
 	})
+	if err == nil || refused == nil || e.plan.Else == "" || ctx.Err() != nil {
+		return err
+	}
+	e.plan.Transport, e.plan.Leased, e.plan.Why = e.plan.Else, true, refused.Transport+": "+refused.Why
+	return e.lease(ctx)
 }
 
 // verify reads all disks of the target again.
@@ -35,19 +46,29 @@ func (e *export) verify(ctx workflow.Context) error {
 	if e.spec.Options.NoVerify {
 		return nil
 	}
-	e.begin(ctx, job.Verify, "reading the target again to compare it with what was received")
+	e.begin(ctx, job.Verify, "reading the target again to compare it with what was received", e.lines())
 	sums := make([]activities.Verified, len(e.plan.Disks))
-	err := e.disks(ctx, func(ctx workflow.Context, i int) workflow.Future {
+	n := len(sums)
+	if e.plan.Target.Archive() != "" {
+		n++ // what they are in
+	}
+	err := e.each(ctx, n, e.label, func(ctx workflow.Context, i int) workflow.Future {
+		if i == len(sums) {
+			return e.checkPackage(ctx)
+		}
 		d := e.plan.Disks[i]
 		return workflow.ExecuteActivity(ctx, activities.VerifyActivity, activities.VerifyRequest{
 			Job: e.id, Disk: string(d.Disk.ID), Label: d.Disk.Label, Size: d.Disk.Size, Target: e.plan.Target, File: d.File,
 			Digest: e.done[i].Digest, Workers: e.spec.Options.ParallelDownloads, Limits: e.limits,
 		})
 	}, func(ctx workflow.Context, i int, f workflow.Future) error {
+		if i == len(sums) {
+			return e.checked(ctx, f)
+		}
 		if err := f.Get(ctx, &sums[i]); err != nil {
 			return err
 		}
-		e.status.Progress.Disks[i].Done = e.status.Progress.Disks[i].Total
+		e.verified(i)
 		return nil
 	})
 	if err == nil {
@@ -56,54 +77,25 @@ func (e *export) verify(ctx workflow.Context) error {
 	return err
 }
 
-// begin enters a phase in which the disks have progress of their own.
-func (e *export) begin(ctx workflow.Context, phase job.Phase, step string) {
-	old := e.status.Progress.Disks
+// lines are the disks before anything is done about them.
+func (e *export) lines() []job.DiskProgress {
 	lines := make([]job.DiskProgress, len(e.plan.Disks))
-	e.status.Progress.TotalBytes = 0
 	for i, d := range e.plan.Disks {
-		lines[i] = job.DiskProgress{Disk: string(d.Disk.ID), File: d.File, Phase: phase, Total: d.Disk.Size}
-		if phase == job.Verify && i < len(old) {
-			lines[i].Read, lines[i].Digest = old[i].Read, old[i].Digest
-		}
-		e.status.Progress.TotalBytes += d.Disk.Size
+		lines[i] = job.DiskProgress{Disk: string(d.Disk.ID), File: d.File, Total: d.Disk.Size}
 	}
-	e.status.Progress.Disks = lines
-	e.phase(ctx, phase, step)
+	return lines
 }
 
-// disks starts an activity for every disk and takes their results as they come. When one fails the
-// others are told to stop, and it waits for them: nobody writes any more when it returns.
-func (e *export) disks(ctx workflow.Context, start func(workflow.Context, int) workflow.Future, took func(workflow.Context, int, workflow.Future) error) error {
-	ctx, stop := workflow.WithCancel(moving(ctx, e.host.ID, e.terms))
-	defer stop()
-	var first error
-	s := workflow.NewSelector(ctx)
-	for i := range e.plan.Disks {
-		s.AddFuture(start(ctx, i), func(f workflow.Future) {
-			err := took(ctx, i, f)
-			e.status.UpdatedAt = now(ctx)
-			if err != nil && first == nil {
-				first = e.named(i, err)
-				stop()
-			}
-		})
-	}
-	for range e.plan.Disks {
-		s.Select(ctx)
-	}
-	return first
+// ref names a disk as it is read.
+func (e *export) ref(i int) providers.DiskRef {
+	return providers.DiskRef{VM: e.facts.VM.ID, Snapshot: e.snapshot.ID, Disk: e.plan.Disks[i].Disk.ID, Transport: e.plan.Transport}
 }
 
-// named is err with the disk that it is about.
-func (e *export) named(i int, err error) error {
-	if hostLost(err) {
-		return err
-	}
-	o := verdict(err)
-	if o.reason == providers.Canceled {
-		return err
+// label names a disk, or what comes behind them all: the archive that they are in.
+func (e *export) label(i int) string {
+	if i == len(e.plan.Disks) {
+		return e.plan.Target.Archive()
 	}
 	d := e.plan.Disks[i]
-	return outcome{o.reason, d.Disk.Label + " (" + d.File + "): " + o.text}
+	return d.Disk.Label + " (" + d.File + ")"
 }

@@ -5,9 +5,18 @@ package workflows
 const (
 	// ExportWorkflow is one VM exported: a job.Spec in, a job.Result out. Its workflow id is the job's id.
 	ExportWorkflow = "export"
+	// ConvertWorkflow is disk images converted: a job.Conversion in, a job.Result out. Its workflow id is the
+	// job's id.
+	ConvertWorkflow = "convert"
 	// AdmissionWorkflow decides who may run now. There is one, with the id AdmissionID.
 	AdmissionWorkflow = "admission"
 	AdmissionID       = "hypersdk-admission"
+	// ImportWorkflow is a VM made of a package: a job.ImportSpec in, a job.Result out. Its workflow id is the
+	// job's id.
+	ImportWorkflow = "import"
+	// OperateWorkflow is one operation on one VM: a job.Operation in, a job.Operated out. Its MemoStatus is a
+	// job.OperationStatus, once it has ended.
+	OperateWorkflow = "operate"
 	// LogWorkflow fetches a page of a job's log from the host that has it: a job.LogRequest in, a
 	// job.LogPage out.
 	LogWorkflow = "fetch-log"
@@ -30,8 +39,15 @@ const (
 
 	// MemoSpec holds the Spec from the start; MemoStatus the last job.Snapshot, and the whole of it at the
 	// end, so that a list needs nothing but visibility.
-	MemoSpec   = "spec"
-	MemoStatus = "status"
+	// MemoConversion holds the Conversion of a job that is one, from the start; its MemoSpec is what a Spec can
+	// say of that.
+	MemoSpec       = "spec"
+	MemoConversion = "conversion"
+	MemoStatus     = "status"
+	// MemoImport holds the Import of a job that is one, likewise.
+	MemoImport = "import"
+	// MemoOperation holds the Operation of an operation, from the start.
+	MemoOperation = "operation"
 )
 
 // HostQueue is the queue of the host with this id: activities that share its disks run there.

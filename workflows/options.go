@@ -20,6 +20,10 @@ const (
 	askAgain = 30 * time.Minute
 	// checkOwners is how often admission looks whether the jobs that run still live.
 	checkOwners = time.Minute
+	// lookPatience is how long a host may take to begin to look at the images of a job, and lookAgain how
+	// long after those that did not begin are asked again.
+	lookPatience = 10 * time.Second
+	lookAgain    = 15 * time.Second
 	// logPatience is how long the host that has a log may take to begin to answer.
 	logPatience = 5 * time.Second
 )
@@ -74,6 +78,22 @@ func somewhere(ctx workflow.Context) workflow.Context {
 	})
 }
 
+// looking is for a look at what a host has, which one that works begins to take at once.
+func looking(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
+	ctx = onHost(ctx, host, t)
+	opt := workflow.GetActivityOptions(ctx)
+	opt.ScheduleToStartTimeout = lookPatience
+	return workflow.WithActivityOptions(ctx, opt)
+}
+
+// settling is for getting a place on one host: it waits for as long as that has none.
+func settling(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
+	ctx = onHost(ctx, host, t)
+	opt := workflow.GetActivityOptions(ctx)
+	opt.StartToCloseTimeout, opt.ScheduleToCloseTimeout = time.Minute, 90*day
+	return workflow.WithActivityOptions(ctx, opt)
+}
+
 // onHost is for steps that take seconds or minutes on the job's host.
 func onHost(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
 	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
@@ -108,6 +128,15 @@ func moving(ctx workflow.Context, host string, t activities.Terms) workflow.Cont
 		WaitForCancellation:    true,
 		RetryPolicy:            retries(time.Second, time.Minute),
 	})
+}
+
+// leasing is for disks that are copied under one lease: what cuts them off costs all that is not whole,
+// so that a host which is busy gets more time to beat.
+func leasing(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
+	ctx = moving(ctx, host, t)
+	opt := workflow.GetActivityOptions(ctx)
+	opt.HeartbeatTimeout = 3 * t.Heartbeat
+	return workflow.WithActivityOptions(ctx, opt)
 }
 
 // cleaning is for undoing: tried for a while, then reported. An empty host is any.

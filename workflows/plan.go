@@ -14,6 +14,9 @@ import (
 type plan struct {
 	Phases    []job.Phase
 	Transport string
+	Leased    bool   // it reads all disks under one lease
+	Why       string // it is not the best one that there is; empty: it is
+	Else      string // leased, to go on with where Transport is refused when it comes to it; empty: none
 	Target    activities.Target
 	Disks     []plannedDisk
 	Need      int64 // bytes on the target, estimated
@@ -33,8 +36,6 @@ func Supported(s job.Spec) error {
 	switch {
 	case s.Incremental:
 		return refusal(providers.Unsupported, "incremental exports are not supported by this version; leave incremental out to copy in full")
-	case s.Options.RemoveCDROM:
-		return refusal(providers.Unsupported, "removing CD and DVD drives is not supported by this version; leave remove_cdrom out")
 	case s.Compress && s.Thin != nil && !*s.Thin:
 		return refusal(providers.Invalid, "a disk cannot be both compressed and allocated in full; leave out compress or thin: false")
 	}
@@ -47,7 +48,7 @@ func makePlan(s job.Spec, f activities.Facts) (plan, error) {
 		return plan{}, err
 	}
 	vm := f.VM
-	for _, c := range []string{"snapshot", "disk-source"} {
+	for _, c := range needs(s) {
 		if !has(f.Capabilities, c) {
 			return plan{}, refusal(providers.Unsupported, "%s cannot be exported: %s has no ability %q in this version", vm.Name, f.Kind, c)
 		}
@@ -59,12 +60,13 @@ func makePlan(s job.Spec, f activities.Facts) (plan, error) {
 		return plan{}, refusal(providers.Unsupported, "%s has no disks to export", vm.Name)
 	case len(vm.Disks) > MaxDisks:
 		return plan{}, refusal(providers.Unsupported, "%s has %d disks; at most %d can be exported in one job", vm.Name, len(vm.Disks), MaxDisks)
+	case s.Options.Shutdown && vm.PowerState == providers.PowerSuspended:
+		return plan{}, refusal(providers.Precondition, "%s is suspended, so that it cannot be shut down; let it go on, or leave shutdown out", vm.Name)
 	case f.Format.Why != "":
 		return plan{}, refusal(providers.Unsupported, "%s", f.Format.Why)
 	}
-	p := plan{Phases: phases(s)}
-	var err error
-	if p.Transport, err = transport(s, f); err != nil {
+	p := plan{Phases: phases(s, f.Format.Package)}
+	if err := p.choose(s, f); err != nil {
 		return plan{}, err
 	}
 	safe := activities.SafeName(vm.Name)
@@ -72,6 +74,14 @@ func makePlan(s job.Spec, f activities.Facts) (plan, error) {
 		Output: s.OutputPath, Folder: safe, Format: f.Format.Name,
 		Compress: s.Compress, Thick: s.Thin != nil && !*s.Thin, Overwrite: s.Options.Overwrite,
 	}
+	if f.Format.Package != "" {
+		if why := activities.Indescribable(s, vm); why != "" {
+			return plan{}, refusal(providers.Unsupported, "%s", why)
+		}
+		safe = activities.PackageName(safe)
+		p.Target.Package, p.Target.Base, p.Target.Compress = f.Format.Package, safe, true
+	}
+	var largest int64
 	for i, d := range vm.Disks {
 		if strings.Contains(strings.ToLower(d.Mode), "independent") {
 			return plan{}, refusal(providers.Unsupported,
@@ -83,41 +93,79 @@ func makePlan(s job.Spec, f activities.Facts) (plan, error) {
 		pd := plannedDisk{Disk: d, File: fmt.Sprintf("%s-disk-%d%s", safe, i+1, f.Format.Ext), Need: need(d, p.Target)}
 		p.Disks = append(p.Disks, pd)
 		p.Need += pd.Need
+		largest = max(largest, pd.Need)
+	}
+	if p.Target.Archive() != "" {
+		p.Need += largest // while a disk is put into the archive, it is there twice
 	}
 	return p, nil
 }
 
-func phases(s job.Spec) []job.Phase {
+// needs are the capabilities that a job asks of its platform.
+func needs(s job.Spec) []string {
+	out := []string{"snapshot", "disk-source"}
+	if s.Options.RemoveCDROM {
+		out = append(out, "drives")
+	}
+	if s.Options.Shutdown {
+		out = append(out, "power")
+	}
+	return out
+}
+
+func phases(s job.Spec, pkg string) []job.Phase {
 	out := []job.Phase{job.Snap, job.Transfer}
+	if s.Options.RemoveCDROM || s.Options.Shutdown {
+		out = append([]job.Phase{job.Source}, out...)
+	}
+	if pkg == activities.PackageOVA {
+		out = append(out, job.Package)
+	}
 	if !s.Options.NoVerify {
 		out = append(out, job.Verify)
+	}
+	if pkg == activities.PackageOVF {
+		out = append(out, job.Package)
 	}
 	return append(out, job.Manifest, job.Clean)
 }
 
-// transport picks the way to read the disks: the one asked for, or the best that is safe.
-func transport(s job.Spec, f activities.Facts) (string, error) {
+// choose picks the way to read the disks: the one asked for, or the best that is safe, and then another
+// one should it turn out not to be.
+func (p *plan) choose(s job.Spec, f activities.Facts) error {
+	forced := s.Options.Transport
 	var why []string
 	for _, t := range f.Transports {
 		switch {
-		case s.Options.Transport != "" && t.Name != s.Options.Transport:
+		case forced != "" && t.Name != forced:
 			continue
-		case t.Why == "":
-			return t.Name, nil
+		case t.Why == "" && t.Leased && !has(f.Capabilities, "disk-leaser"):
+			t.Why = f.Kind + " has no ability \"disk-leaser\" in this version"
+		case t.Why == "" && p.Transport == "":
+			p.Transport, p.Leased, p.Why = t.Name, t.Leased, strings.Join(why, "; ")
+		case t.Why == "" && p.Else == "" && t.Leased && !p.Leased:
+			p.Else = t.Name
 		}
-		why = append(why, t.Name+": "+t.Why)
+		if t.Why != "" {
+			why = append(why, t.Name+": "+t.Why)
+		}
 	}
 	switch {
+	case p.Transport != "" && forced != "":
+		p.Why = "it was asked for"
+		return nil
+	case p.Transport != "":
+		return nil
 	case len(why) > 0:
-		return "", refusal(providers.Unsupported, "the disks of %s cannot be read now (%s)", f.VM.Name, strings.Join(why, "; "))
-	case s.Options.Transport != "":
+		return refusal(providers.Unsupported, "the disks of %s cannot be read now (%s)", f.VM.Name, strings.Join(why, "; "))
+	case forced != "":
 		names := make([]string, len(f.Transports))
 		for i, t := range f.Transports {
 			names[i] = t.Name
 		}
-		return "", refusal(providers.Unsupported, "there is no transport %q for %s; there are: %s", s.Options.Transport, f.VM.Name, strings.Join(names, ", "))
+		return refusal(providers.Unsupported, "there is no transport %q for %s; there are: %s", forced, f.VM.Name, strings.Join(names, ", "))
 	}
-	return "", refusal(providers.Unsupported, "%s offers no way to read the disks of %s", f.Kind, f.VM.Name)
+	return refusal(providers.Unsupported, "%s offers no way to read the disks of %s", f.Kind, f.VM.Name)
 }
 
 // need estimates what a disk takes on the target. It may be too little, never much too much: a job

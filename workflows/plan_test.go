@@ -12,12 +12,12 @@ import (
 
 func facts() activities.Facts {
 	return activities.Facts{
-		Kind: "vsphere", Capabilities: []string{"disk-source", "inventory", "snapshot"},
+		Kind: "vsphere", Capabilities: []string{"disk-leaser", "disk-source", "inventory", "snapshot"},
 		VM: providers.VM{ID: "vm-42", Name: "web-01", Disks: []providers.Disk{
 			{ID: "2000", Label: "Hard disk 1", Size: 40 * gib, Used: 10 * gib, Thin: true, Mode: "persistent"},
 			{ID: "2001", Label: "Hard disk 2", Size: 8 * gib},
 		}},
-		Transports: []providers.Transport{{Name: "hotadd", Why: "no proxy VM"}, {Name: "datastore"}, {Name: "nfc"}},
+		Transports: []providers.Transport{{Name: "hotadd", Why: "no proxy VM"}, {Name: "datastore"}, {Name: "nfc", Leased: true}},
 		Format:     activities.FormatFacts{Name: "qcow2", Ext: ".qcow2"},
 	}
 }
@@ -68,7 +68,7 @@ func TestPlanSays(t *testing.T) {
 		want   string
 	}{
 		{"incremental", func(s *job.Spec) { s.Incremental = true }, nil, providers.Unsupported, "incremental exports are not supported"},
-		{"CD drives", func(s *job.Spec) { s.Options.RemoveCDROM = true }, nil, providers.Unsupported, "removing CD and DVD drives is not supported"},
+		{"CD drives", func(s *job.Spec) { s.Options.RemoveCDROM = true }, nil, providers.Unsupported, `no ability "drives"`},
 		{"compressed and thick", func(s *job.Spec) { s.Compress, s.Thin = true, &no }, nil, providers.Invalid, "both compressed and allocated in full"},
 		{"no snapshots", nil, func(f *activities.Facts) { f.Capabilities = []string{"disk-source"} }, providers.Unsupported, `vsphere has no ability "snapshot"`},
 		{"no disks readable", nil, func(f *activities.Facts) { f.Capabilities = []string{"snapshot"} }, providers.Unsupported, `no ability "disk-source"`},

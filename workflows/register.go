@@ -10,11 +10,16 @@ type Registry interface {
 }
 
 // Names lists the names of all workflows.
-func Names() []string { return []string{ExportWorkflow, AdmissionWorkflow, LogWorkflow} }
+func Names() []string {
+	return []string{ExportWorkflow, ConvertWorkflow, ImportWorkflow, OperateWorkflow, AdmissionWorkflow, LogWorkflow}
+}
 
 // Register registers all workflows under their names.
 func Register(r Registry) {
 	r.RegisterWorkflowWithOptions(Export, workflow.RegisterOptions{Name: ExportWorkflow})
+	r.RegisterWorkflowWithOptions(ConvertDisk, workflow.RegisterOptions{Name: ConvertWorkflow})
+	r.RegisterWorkflowWithOptions(Import, workflow.RegisterOptions{Name: ImportWorkflow})
+	r.RegisterWorkflowWithOptions(Operate, workflow.RegisterOptions{Name: OperateWorkflow})
 	r.RegisterWorkflowWithOptions(Admission, workflow.RegisterOptions{Name: AdmissionWorkflow})
 	r.RegisterWorkflowWithOptions(Log, workflow.RegisterOptions{Name: LogWorkflow})
 }

@@ -35,9 +35,12 @@ type stage struct {
 	hold   map[string]func(context.Context) error // by call; runs inside the activity
 	vm     providers.VM
 	hosts  []string // that Place answers, in turn; the last one again
-	deaf   bool     // admission does not answer
-	left   activities.LeaveRequest
-	last   map[string]any // last request, by activity
+	ways   []providers.Transport
+	deaf   bool // admission does not answer
+	// stubborn guests do not shut down.
+	stubborn bool
+	left     activities.LeaveRequest
+	last     map[string]any // last request, by activity
 }
 
 const gib = 1 << 30
@@ -48,6 +51,7 @@ func newStage(t *testing.T) *stage {
 		TestWorkflowEnvironment: suite.NewTestWorkflowEnvironment(), t: t,
 		queues: map[string]string{}, fail: map[string]error{}, once: map[string]error{}, hold: map[string]func(context.Context) error{}, last: map[string]any{},
 		hosts: []string{"h1"},
+		ways:  []providers.Transport{{Name: "slow", Why: "the VM is asleep"}, {Name: "fast", Resumable: true}},
 		vm: providers.VM{ID: "vm-42", Name: "web-01", Path: "/dc/vm/web-01", Disks: []providers.Disk{
 			{ID: "2000", Label: "Hard disk 1", Size: 4 * gib, Used: gib, Thin: true}, {ID: "2001", Label: "Hard disk 2", Size: 2 * gib},
 		}},
@@ -55,6 +59,9 @@ func newStage(t *testing.T) *stage {
 	s.SetTestTimeout(20 * time.Second)
 	s.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: testID, TaskQueue: Queue})
 	s.RegisterWorkflowWithOptions(Export, workflow.RegisterOptions{Name: ExportWorkflow})
+	s.RegisterWorkflowWithOptions(Operate, workflow.RegisterOptions{Name: OperateWorkflow})
+	s.RegisterWorkflowWithOptions(ConvertDisk, workflow.RegisterOptions{Name: ConvertWorkflow})
+	s.RegisterWorkflowWithOptions(Import, workflow.RegisterOptions{Name: ImportWorkflow})
 	s.OnSignalExternalWorkflow(mock.Anything, AdmissionID, "", SignalRelease, mock.Anything).Return(
 		func(_, _, _, _ string, arg any) error { s.note("release", fmt.Sprint(arg)); return nil })
 
@@ -77,8 +84,8 @@ func newStage(t *testing.T) *stage {
 	})
 	play(s, activities.InspectActivity, func(in activities.InspectRequest) (string, activities.Facts) {
 		return in.Format, activities.Facts{
-			Kind: "fake", Capabilities: []string{"disk-source", "inventory", "snapshot"}, VM: s.vm,
-			Transports: []providers.Transport{{Name: "slow", Why: "the VM is asleep"}, {Name: "fast", Resumable: true}},
+			Kind: "fake", Capabilities: []string{"disk-leaser", "disk-source", "drives", "inventory", "power", "snapshot"}, VM: s.vm,
+			Transports: s.ways,
 			Format:     activities.FormatFacts{Name: in.Format, Ext: "." + in.Format},
 		}
 	})
@@ -90,6 +97,13 @@ func newStage(t *testing.T) *stage {
 	})
 	play(s, activities.TransferActivity, func(in activities.TransferRequest) (string, activities.Transferred) {
 		return in.File, activities.Transferred{Digest: "sha256-1m:" + in.File, Read: in.Size / 2, Stored: in.Size / 4, Inode: 7, Attempts: 1}
+	})
+	play(s, activities.LeaseActivity, func(in activities.LeaseRequest) (string, activities.Leased) {
+		var out activities.Leased
+		for _, d := range in.Disks {
+			out.Disks = append(out.Disks, activities.Transferred{Digest: "sha256-1m:" + d.File, Read: d.Size / 8, Stored: d.Size / 4, Inode: 7, Attempts: 2})
+		}
+		return in.Transport, out
 	})
 	play(s, activities.VerifyActivity, func(in activities.VerifyRequest) (string, activities.Verified) {
 		return in.File, activities.Verified{SHA256: "sum of " + in.File, Stored: in.Size / 4}

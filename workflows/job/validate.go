@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -64,6 +65,7 @@ func (s Spec) Validate(c Caps) []FieldError {
 	v.within("options.parallel_downloads", o.ParallelDownloads, 0, 64)
 	v.within("options.priority", o.Priority, 0, 100)
 	v.feature("options.remove_cdrom", o.RemoveCDROM, FeatureRemoveCDROM, c.Features)
+	v.source(o)
 	if len(c.Transports) > 0 {
 		v.oneOf("options.transport", "transport", o.Transport, c.Transports)
 	}
@@ -72,6 +74,44 @@ func (s Spec) Validate(c Caps) []FieldError {
 		v.add("options.limit_mbps", "%s", e)
 	}
 	return v
+}
+
+// source finds what is wrong with what is asked to be done to the VM itself.
+func (v *faults) source(o Options) {
+	if o.KeepCDROMRemoved && !o.RemoveCDROM {
+		v.add("options.keep_cdrom_removed", "means nothing without remove_cdrom")
+	}
+	for _, f := range []struct {
+		field string
+		said  bool
+	}{{"shutdown_timeout", o.ShutdownTimeout != 0}, {"shutdown_then", o.ShutdownThen != ""}, {"power_on", o.PowerOn != ""}} {
+		if f.said && !o.Shutdown {
+			v.add("options."+f.field, "means nothing without shutdown")
+		}
+	}
+	if e := CheckShutdownTimeout(o.ShutdownTimeout); e != "" {
+		v.add("options.shutdown_timeout", "%s", e)
+	}
+	if t := o.ShutdownThen; t != "" && t != ThenFail && t != ThenPowerOff {
+		v.add("options.shutdown_then", `must be "fail" or "poweroff"`)
+	}
+	if !slices.Contains([]string{"", PowerOnAfterExport, PowerOnAfterSnapshot, PowerOnNever}, o.PowerOn) {
+		v.add("options.power_on", `must be "after_export", "after_snapshot" or "never"`)
+	}
+}
+
+// CheckShutdownTimeout says what is wrong with the time that a guest is given; "" for a good one. 0 is
+// the default.
+func CheckShutdownTimeout(d Duration) string {
+	switch t := time.Duration(d); {
+	case t < 0:
+		return "must not be negative"
+	case t != 0 && t < time.Second:
+		return "must be at least a second"
+	case t > MaxShutdownTimeout:
+		return "must not be more than a day"
+	}
+	return ""
 }
 
 // CheckLimit says what is wrong with a bandwidth limit in MB/s; "" for a good one. 0 is no limit.
