@@ -15,7 +15,7 @@ import (
 // come to have.
 func finish(doc *huma.OpenAPI) {
 	for name, s := range doc.Components.Schemas.Map() {
-		if !strings.HasSuffix(name, "Request") && name != "Query" && name != "Credentials" {
+		if !strings.HasSuffix(name, "Request") && name != "Query" && name != "Credentials" && name != "ConversionDisk" {
 			s.AdditionalProperties = nil
 		}
 	}
@@ -34,7 +34,7 @@ func finish(doc *huma.OpenAPI) {
 				case m == nil:
 				case m.Schema.Ref == "#/components/schemas/Error":
 					m.Example = exampleError(status)
-				case status == "200" || status == "101":
+				case status == "200" || status == "101" || status == "202":
 					m.Example = good[op.OperationID]
 				}
 			}
@@ -55,8 +55,27 @@ var exampleRequests = map[string]any{
 	"query-jobs":  map[string]any{"status": []job.State{job.Running, job.Failed}, "limit": 20},
 	"cancel-jobs": api.CancelRequest{JobIDs: []string{exampleID}},
 	"limit-job":   api.LimitRequest{LimitMBps: 50},
+	"convert-format": map[string]any{
+		"source_path": "/images/web-01.vmdk", "target_format": "qcow2", "output_path": "/images/web-01.qcow2", "compress": true,
+	},
+	"import-vm": map[string]any{
+		"package_path": "/exports/web-01/web-01.ova", "name": "web-01-restored", "datastore": "datastore1", "networks": map[string]any{"VM Network": "office"},
+	},
 	"list-vms-of": map[string]any{"server": "vcenter.example.org", "username": "backup@vsphere.local", "password": "…", "insecure": false},
 	"vm-info":     map[string]any{"vm_path": "/datacenter/vm/web-01"},
+
+	"power-on-vm":     map[string]any{"vm_path": "/datacenter/vm/web-01"},
+	"power-off-vm":    map[string]any{"vm_path": "/datacenter/vm/web-01"},
+	"shut-down-vm":    map[string]any{"vm_path": "/datacenter/vm/web-01", "timeout": 120, "then": job.ThenPowerOff},
+	"remove-cdrom":    map[string]any{"vm_path": "/datacenter/vm/web-01"},
+	"list-snapshots":  map[string]any{"vm_path": "/datacenter/vm/web-01"},
+	"create-snapshot": map[string]any{"vm_path": "/datacenter/vm/web-01", "name": "before-upgrade", "quiesce": true},
+	"delete-snapshot": map[string]any{"vm_path": "/datacenter/vm/web-01", "snapshot": "before-upgrade"},
+	"clone-vm":        map[string]any{"vm_path": "/datacenter/vm/web-01", "name": "web-02", "folder": "/datacenter/vm/test"},
+	"set-template":    map[string]any{"vm_path": "/datacenter/vm/web-01", "template": true},
+	"enable-cbt":      map[string]any{"vm_path": "/datacenter/vm/web-01"},
+	"disable-cbt":     map[string]any{"vm_path": "/datacenter/vm/web-01"},
+	"cbt-status":      map[string]any{"vm_path": "/datacenter/vm/web-01"},
 }
 
 // exampleAnswers are built of the types that are answered, so that they cannot be of another shape.
@@ -70,7 +89,7 @@ func exampleAnswers() map[string]any {
 		Read: 12884901888, Written: 6442450944, RateMBps: 410.5, Attempt: 1,
 	}
 	running := job.Job{
-		ID: exampleID, Status: job.Running, CreatedAt: at(0), StartedAt: &started, UpdatedAt: now, Host: "esx-backup-1",
+		ID: exampleID, Kind: job.Export, Status: job.Running, CreatedAt: at(0), StartedAt: &started, UpdatedAt: now, Host: "esx-backup-1",
 		Definition: job.Spec{VMPath: "/datacenter/vm/web-01", OutputPath: "/exports", Format: "qcow2", Compress: true},
 		Progress: &job.Progress{
 			Phase: job.Transfer, PercentComplete: 50, CurrentFile: disk.File, CurrentStep: "copying the disks",
@@ -87,29 +106,68 @@ func exampleAnswers() map[string]any {
 		ID: "2000", Label: "Hard disk 1", Size: 42949672960, Thin: true, Path: "[datastore1] web-01/web-01.vmdk",
 		Datastore: "datastore1", DatastoreType: "VMFS", Controller: "pvscsi", Mode: "persistent",
 	}}
+	converting := running
+	converting.Kind, converting.Conversion = job.Convert, &job.Conversion{TargetFormat: "qcow2", Compress: true, Disks: []job.ConversionDisk{
+		{SourcePath: "/images/web-01.vmdk", OutputPath: "/images/web-01.qcow2"},
+	}}
+	converting.Definition = converting.Conversion.Definition()
+	image := disk
+	image.Disk, image.File = "/images/web-01.vmdk", "web-01.qcow2"
+	step := *running.Progress
+	step.CurrentFile, step.CurrentStep, step.Transport, step.Disks = image.File, "converting the disks", "", []job.DiskProgress{image}
+	converting.Progress = &step
+	status := convertStatus(converting)
+	status.Timestamp = now
 	jobs := []job.Job{running}
-	kinds := []api.ProviderKind{{Kind: "vsphere", Title: "VMware vSphere", Capabilities: []string{"disk-source", "inventory", "snapshot"}, Transports: []string{"datastore"}}}
-	return map[string]any{
+	kinds := []api.ProviderKind{{Kind: "vsphere", Title: "VMware vSphere", Capabilities: []string{"disk-leaser", "disk-source", "inventory", "snapshot"}, Transports: []string{"datastore", "nfc"}}}
+	return withInventory(map[string]any{
+		"power-on-vm":     exampleOperation(job.PowerOn, "web-01 is on"),
+		"power-off-vm":    exampleOperation(job.PowerOff, "web-01 is off"),
+		"shut-down-vm":    exampleOperation(job.ShutDown, "web-01 has shut down"),
+		"remove-cdrom":    exampleOperation(job.RemoveCDROM, "web-01 has lost CD/DVD drive 1"),
+		"create-snapshot": exampleOperation(job.TakeSnapshot, "web-01 has the snapshot before-upgrade (snapshot-7)"),
+		"delete-snapshot": exampleOperation(job.DeleteSnapshot, "web-01 does not have the snapshot before-upgrade any more"),
+		"clone-vm":        exampleOperation(job.Clone, "web-01 was cloned to /datacenter/vm/test/web-02"),
+		"set-template":    exampleOperation(job.Template, "web-01 is a template"),
+		"enable-cbt":      exampleOperation(job.EnableCBT, "the changes of web-01 are tracked"),
+		"disable-cbt":     exampleOperation(job.DisableCBT, "the changes of web-01 are not tracked"),
+		"cbt-status":      exampleOperation(job.ReportCBT, "the changes of web-01 are tracked"),
+		"get-operation":   exampleOperation(job.ShutDown, "web-01 has shut down"),
+		"list-snapshots": api.Snapshots{Snapshots: []providers.Snapshot{{ID: "snapshot-7", Name: "before-upgrade", Created: now.Time, Quiesced: true}},
+			Total: 1, VMName: "web-01", Timestamp: now},
 		"health": api.Health{Status: "healthy", Timestamp: now},
 		"status": api.Status{Version: "1.0.0", Uptime: "3h25m10s", TotalJobs: 12, PendingJobs: 1, RunningJobs: 4, CompletedJobs: 6,
 			FailedJobs: 1, TemporalURL: "http://127.0.0.1:8233", Timestamp: now},
 		"capabilities": api.Capabilities{Version: "1.0.0", Providers: kinds, Formats: []string{"qcow2", "raw"}, DefaultFormat: "qcow2",
-			Transports: []string{"datastore"}, Features: []string{}, JobVCenter: true, Timestamp: now},
-		"submit-jobs":  api.Submitted{JobIDs: []string{exampleID}, Accepted: 1, Errors: []string{}, Timestamp: now},
-		"query-jobs":   api.Jobs{Jobs: jobs, Total: 1, Timestamp: now},
-		"list-jobs":    api.Jobs{Jobs: jobs, Total: 1, Timestamp: now},
-		"get-job":      running,
-		"job-progress": flat(running, now),
-		"job-eta":      eta(running, now.Time),
-		"cancel-jobs":  api.Cancelled{Cancelled: []string{exampleID}, Failed: []string{}, Errors: map[string]string{}, Timestamp: now},
-		"pause-job":    api.Controlled{JobID: exampleID, Paused: true, Timestamp: now},
-		"resume-job":   api.Controlled{JobID: exampleID, Timestamp: now},
-		"limit-job":    api.Controlled{JobID: exampleID, LimitMBps: 50, Timestamp: now},
-		"list-vms":     api.VMs{VMs: []providers.VM{vm}, Total: 1, Timestamp: now},
-		"list-vms-of":  []providers.VM{vm},
-		"vm-info":      full,
-		"watch-jobs":   api.Frame{Type: "job", Job: &running, Timestamp: now},
+			Transports: []string{"datastore", "nfc"}, Features: []string{}, JobVCenter: true, Timestamp: now},
+		"submit-jobs":    api.Submitted{JobIDs: []string{exampleID}, Accepted: 1, Errors: []string{}, Timestamp: now},
+		"query-jobs":     api.Jobs{Jobs: jobs, Total: 1, Timestamp: now},
+		"list-jobs":      api.Jobs{Jobs: jobs, Total: 1, Timestamp: now},
+		"get-job":        running,
+		"convert-format": api.ConvertStarted{ConversionID: exampleID, JobID: exampleID, Status: job.Pending, Timestamp: now},
+		"convert-status": status,
+		"job-progress":   flat(running, now),
+		"job-eta":        eta(running, now.Time),
+		"cancel-jobs":    api.Cancelled{Cancelled: []string{exampleID}, Failed: []string{}, Errors: map[string]string{}, Timestamp: now},
+		"pause-job":      api.Controlled{JobID: exampleID, Paused: true, Timestamp: now},
+		"resume-job":     api.Controlled{JobID: exampleID, Timestamp: now},
+		"limit-job":      api.Controlled{JobID: exampleID, LimitMBps: 50, Timestamp: now},
+		"list-vms":       api.VMs{VMs: []providers.VM{vm}, Total: 1, Timestamp: now},
+		"list-vms-of":    []providers.VM{vm},
+		"vm-info":        full,
+		"watch-jobs":     api.Frame{Type: "job", Job: &running, Timestamp: now},
+	}, now)
+}
+
+func exampleOperation(action job.Action, message string) api.Operation {
+	o := api.Operation{
+		OperationID: exampleID, Action: action, VMPath: "/datacenter/vm/web-01",
+		Timestamp: job.Time{Time: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)},
 	}
+	told(&o, job.OperationStatus{Status: job.Completed, Result: &job.Operated{
+		VM: providers.VM{Name: "web-01"}, Power: providers.PowerOff, Message: message,
+	}})
+	return o
 }
 
 func exampleRejection() api.Submitted {

@@ -116,6 +116,8 @@ func kindName(t reflect.Type) string {
 		return "a whole number"
 	case reflect.Float64:
 		return "a number"
+	case reflect.Int64:
+		return "a number of seconds, or a duration such as \"5m\""
 	default:
 		return "an object"
 	}

@@ -67,13 +67,12 @@ func (s *Server) enliven(j *job.Job, d *workflowservice.DescribeWorkflowExecutio
 	moving := false
 	for _, a := range d.GetPendingActivities() {
 		why := s.trouble(a)
-		var beat job.DiskProgress
-		if s.heartbeat(a, &beat) {
+		for _, beat := range s.heartbeats(a) {
 			beat.Attempt = max(beat.Attempt, a.GetAttempt())
 			if p.Paused || a.GetState() == enumspb.PENDING_ACTIVITY_STATE_SCHEDULED {
 				beat.RateMBps = 0 // that of its last seconds is over
 			}
-			if why != "" {
+			if why != "" && beat.Done < beat.Total {
 				beat.Waiting = why
 			} else if beat.Waiting != "" && (beat.Waiting != "paused" || p.Paused) {
 				// A heartbeat may be older than the end of a pause.
@@ -99,13 +98,17 @@ func (s *Server) enliven(j *job.Job, d *workflowservice.DescribeWorkflowExecutio
 	total(p)
 }
 
-// heartbeat is the last word of a data activity about its disk; false for every other activity.
-func (s *Server) heartbeat(a *workflowpb.PendingActivityInfo, into *job.DiskProgress) bool {
-	details := a.GetHeartbeatDetails()
-	if len(details.GetPayloads()) == 0 {
-		return false
+// heartbeats are the last words of a data activity about its disks: one, or one for each that it copies
+// under a lease. Every other activity has none.
+func (s *Server) heartbeats(a *workflowpb.PendingActivityInfo) []job.DiskProgress {
+	var out []job.DiskProgress
+	for _, one := range a.GetHeartbeatDetails().GetPayloads() {
+		var beat job.DiskProgress
+		if s.converter.FromPayload(one, &beat) == nil && beat.Disk != "" {
+			out = append(out, beat)
+		}
 	}
-	return s.converter.FromPayloads(details, into) == nil && into.Disk != ""
+	return out
 }
 
 // mergeDisk puts a heartbeat in the place of what the workflow knew of that disk.
@@ -133,7 +136,11 @@ func total(p *job.Progress) {
 	var rate float64
 	now := stage(p.Phase)
 	p.CurrentFile = ""
-	for _, d := range p.Disks {
+	for i, d := range p.Disks {
+		p.Disks[i].EstimatedRemaining = ""
+		if now != copied && stage(d.Phase) == now && !p.Paused {
+			p.Disks[i].EstimatedRemaining = remaining(d.Total-d.Done, d.RateMBps)
+		}
 		size += d.Total
 		switch at := stage(d.Phase); {
 		case now == copied:
@@ -153,11 +160,21 @@ func total(p *job.Progress) {
 	}
 	p.BytesTransferred, p.TotalBytes, p.TransferRateMBps = done, size, math.Round(rate*10)/10
 	p.PercentComplete, p.EstimatedRemaining = percent(done, size), ""
-	if left := size - done; rate > 0 && left > 0 && !p.Paused {
-		if seconds := float64(left) / (rate * 1e6); seconds < 1e9 {
-			p.EstimatedRemaining = max(time.Second, (time.Duration(seconds) * time.Second)).String()
-		}
+	if !p.Paused {
+		p.EstimatedRemaining = remaining(size-done, rate)
 	}
+}
+
+// remaining is how long the bytes that are left take at a rate in MB/s; "" where nothing moves.
+func remaining(left int64, rate float64) string {
+	if rate <= 0 || left <= 0 {
+		return ""
+	}
+	seconds := float64(left) / (rate * 1e6)
+	if seconds >= 1e9 {
+		return ""
+	}
+	return max(time.Second, (time.Duration(seconds) * time.Second)).String()
 }
 
 // percent has one fractional digit, and is 100 only when all is done.
@@ -169,16 +186,18 @@ func percent(done, size int64) float64 {
 }
 
 // copied is the stage of a job whose disks are all dealt with.
-const copied = 3
+const copied = 4
 
 // stage orders the phases of a disk.
 func stage(p job.Phase) int {
 	switch p {
 	case job.Transfer:
 		return 1
-	case job.Verify:
+	case job.Package:
 		return 2
-	case job.Manifest, job.Clean, job.Done:
+	case job.Verify:
+		return 3
+	case job.Manifest, job.Name, job.Clean, job.Done:
 		return copied
 	}
 	return 0

@@ -48,10 +48,13 @@ func newAPI(e *echo.Echo, version string) huma.API {
 	cfg.Tags = []*huma.Tag{
 		{Name: "jobs", Description: "Submit exports, follow them, steer them"},
 		{Name: "vms", Description: "What there is to export"},
+		{Name: "inventory", Description: "What VMs run on, and what happened there"},
+		{Name: "images", Description: "Convert disk images that lie on a worker's host"},
 		{Name: "server", Description: "The server itself"},
 	}
 	h := humaecho.New(e, cfg)
 	h.OpenAPI().Components.Schemas.RegisterTypeAlias(reflect.TypeFor[job.Time](), reflect.TypeFor[time.Time]())
+	h.OpenAPI().Components.Schemas.RegisterTypeAlias(reflect.TypeFor[job.Duration](), reflect.TypeFor[durationText]())
 	h.OpenAPI().Components.Schemas.RegisterTypeAlias(reflect.TypeFor[api.States](), reflect.TypeFor[stateList]())
 	return h
 }

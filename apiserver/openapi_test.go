@@ -92,7 +92,13 @@ func TestOpenAPIIsComplete(t *testing.T) {
 	require.ElementsMatch(t, []string{
 		"get /health", "get /status", "get /capabilities", "post /jobs/submit", "post /jobs/query", "get /jobs/query", "get /jobs/{id}",
 		"post /jobs/cancel", "get /jobs/progress/{id}", "get /jobs/eta/{id}", "get /jobs/logs/{id}", "post /jobs/{id}/pause",
-		"post /jobs/{id}/resume", "put /jobs/{id}/limit", "get /vms/list", "post /vms/list", "post /vms/info", "get /ws",
+		"post /jobs/{id}/resume", "put /jobs/{id}/limit", "post /convert/format", "get /convert/status", "get /vms/list", "post /vms/list", "post /vms/info", "get /ws",
+		"post /vms/poweron", "post /vms/poweroff", "post /vms/shutdown", "post /vms/remove-cdrom", "post /vms/snapshots", "post /vms/snapshots/create",
+		"post /vms/snapshots/delete", "post /vms/clone", "post /vms/template", "get /vms/operations/{id}",
+		"post /cbt/enable", "post /cbt/disable", "post /cbt/status",
+		"post /vms/import", "get /inventory/datacenters", "get /inventory/clusters", "get /inventory/hosts", "get /inventory/datastores",
+		"get /inventory/networks", "get /inventory/pools", "get /inventory/folders", "get /inventory/events", "get /inventory/tasks",
+		"get /inventory/metrics",
 	}, paths)
 }
 

@@ -115,11 +115,15 @@ func (s *Server) route() http.Handler {
 func (s *Server) register(h huma.API) {
 	s.statusOperations(h)
 	s.submitOperation(h)
+	s.convertOperations(h)
 	s.jobOperations(h)
 	s.progressOperations(h)
 	s.logOperation(h)
 	s.controlOperations(h)
 	s.vmOperations(h)
+	s.importOperation(h)
+	s.inventoryOperations(h)
+	s.operateOperations(h)
 	documentSocket(h)
 	finish(h.OpenAPI())
 }

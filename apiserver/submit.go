@@ -69,6 +69,10 @@ func (s *Server) submit(ctx context.Context, in *submitInput) (*submitOutput, er
 	return b.answer(ctx)
 }
 
+// cannotStore is why credentials are refused where nobody but this server could read them.
+const cannotStore = "cannot be used here, because the workers do not share the credentials of this server; " +
+	"name a configured connection in the field connection instead"
+
 // check finds what is wrong with a job, beyond what its decoding found.
 func (s *Server) check(j *submitted) {
 	j.Format = cmp.Or(strings.ToLower(j.Format), s.cfg.DefaultFormat)
@@ -76,8 +80,7 @@ func (s *Server) check(j *submitted) {
 	switch {
 	case j.VCenter == nil:
 	case !s.deps.CanStoreCredentials:
-		found = append(found, job.FieldError{Field: "vcenter", Message: "cannot be used here, because the workers do not share the " +
-			"credentials of this server; name a configured connection in the field connection instead"})
+		found = append(found, job.FieldError{Field: "vcenter", Message: cannotStore})
 	default:
 		found = append(found, missing(j.VCenter, "vcenter.")...)
 	}

@@ -21,7 +21,18 @@ import (
 const memoRequest = "request"
 
 // jobWorkflows are the types of workflow that are jobs to the API.
-var jobWorkflows = []string{workflows.ExportWorkflow}
+var jobWorkflows = []string{workflows.ExportWorkflow, workflows.ConvertWorkflow, workflows.ImportWorkflow}
+
+// kindOf is what a job of a type of workflow does.
+func kindOf(workflow string) job.Kind {
+	switch workflow {
+	case workflows.ConvertWorkflow:
+		return job.Convert
+	case workflows.ImportWorkflow:
+		return job.Import
+	}
+	return job.Export
+}
 
 // describe finds the workflow of a job. What is no job is not found, whatever it is.
 func (s *Server) describe(ctx context.Context, id string) (*workflowservice.DescribeWorkflowExecutionResponse, error) {
@@ -54,6 +65,7 @@ func (s *Server) job(ctx context.Context, id string) (job.Job, error) {
 func (s *Server) view(info *workflowpb.WorkflowExecutionInfo) job.Job {
 	j := job.Job{
 		ID:          info.GetExecution().GetWorkflowId(),
+		Kind:        kindOf(info.GetType().GetName()),
 		CreatedAt:   job.Time{Time: info.GetStartTime().AsTime()},
 		Status:      job.Pending,
 		TemporalURL: s.runURL(info.GetExecution()),
@@ -61,6 +73,18 @@ func (s *Server) view(info *workflowpb.WorkflowExecutionInfo) job.Job {
 	j.UpdatedAt = j.CreatedAt
 	var snap job.Snapshot
 	read := s.memo(info.GetMemo(), workflows.MemoSpec, &j.Definition)
+	switch j.Kind {
+	case job.Convert:
+		var c job.Conversion
+		if s.memo(info.GetMemo(), workflows.MemoConversion, &c) {
+			j.Conversion = &c
+		}
+	case job.Import:
+		var i job.ImportSpec
+		if s.memo(info.GetMemo(), workflows.MemoImport, &i) {
+			j.Import = &i
+		}
+	}
 	if j.Definition.Connection == jobConnection+j.ID {
 		j.Definition.Connection = "" // its own credentials, which nobody else can use
 	}
@@ -79,11 +103,11 @@ func apply(j *job.Job, snap job.Snapshot) {
 	progress := snap.Progress
 	switch r := snap.Result; {
 	case !snap.Status.Ended():
-		snap.Result, snap.Error = nil, "" // neither is whole before the job has cleaned up
+		snap.Result, snap.Error, snap.Reason = nil, "", "" // none is whole before the job has cleaned up
 	case r != nil:
 		r.Files, r.Disks = orEmpty(r.Files), orEmpty(r.Disks)
 	}
-	j.Status, j.Progress, j.Result, j.Error, j.Host = snap.Status, &progress, snap.Result, snap.Error, snap.Host
+	j.Status, j.Progress, j.Result, j.Error, j.Reason, j.Host = snap.Status, &progress, snap.Result, snap.Error, snap.Reason, snap.Host
 	j.StartedAt, j.CompletedAt = snap.StartedAt, snap.CompletedAt
 	if snap.UpdatedAt.After(j.UpdatedAt.Time) {
 		j.UpdatedAt = snap.UpdatedAt

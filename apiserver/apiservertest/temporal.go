@@ -73,14 +73,15 @@ type Temporal struct {
 	Converter converter.DataConverter
 	Failures  converter.FailureConverter
 
-	mu      sync.Mutex
-	runs    map[string]*Run
-	waiting map[string]string
-	logs    map[string]string
-	calls   map[string]int
-	fail    map[string]error
-	deaf    bool
-	refuse  string
+	mu       sync.Mutex
+	runs     map[string]*Run
+	waiting  map[string]string
+	logs     map[string]string
+	operated func(job.Operation) (*job.Operated, error)
+	calls    map[string]int
+	fail     map[string]error
+	deaf     bool
+	refuse   string
 }
 
 // NewTemporal is an empty service.
@@ -184,19 +185,32 @@ func (t *Temporal) ExecuteWorkflow(ctx context.Context, o client.StartWorkflowOp
 		return nil, err
 	}
 	kind, _ := workflow.(string)
+	if in, ok := args[0].(job.Operation); ok && kind == workflows.OperateWorkflow && o.TaskQueue == workflows.Queue {
+		return t.operate(o, in), nil
+	}
 	if kind == workflows.LogWorkflow {
 		return t.readLog(ctx, args[0].(job.LogRequest))
 	}
 	if _, there := t.runs[o.ID]; there {
 		return nil, serviceerror.NewWorkflowExecutionAlreadyStarted("already started", "", "")
 	}
-	if o.TaskQueue != workflows.Queue || kind != workflows.ExportWorkflow || len(args) != 1 {
+	if o.TaskQueue != workflows.Queue || len(args) != 1 {
 		return nil, fmt.Errorf("unexpected start of %v on %q", workflow, o.TaskQueue)
 	}
-	spec := args[0].(job.Spec)
+	var limit float64
+	switch spec := args[0].(type) {
+	case job.Spec:
+		limit = spec.Options.LimitMBps
+	case job.Conversion:
+		limit = spec.LimitMBps
+	case job.ImportSpec:
+		limit = spec.LimitMBps
+	default:
+		return nil, fmt.Errorf("unexpected start of %v with a %T", workflow, spec)
+	}
 	t.runs[o.ID] = &Run{
 		ID: o.ID, Type: kind, RunID: "run-" + o.ID, Status: enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING,
-		Started: time.Now(), Memo: o.Memo, Limits: job.Limits{MBps: spec.Options.LimitMBps},
+		Started: time.Now(), Memo: o.Memo, Limits: job.Limits{MBps: limit},
 	}
 	return nil, nil
 }

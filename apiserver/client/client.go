@@ -34,6 +34,21 @@ type Client struct {
 	agent string
 }
 
+// NewSocket is the API of a server on this host that listens on a Unix socket.
+func NewSocket(path, agent string) *Client {
+	c, err := New("http://localhost", agent)
+	if err != nil {
+		panic(err) // a constant that is right
+	}
+	c.http.Transport = &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", path)
+		},
+		ResponseHeaderTimeout: answerTimeout, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute,
+	}
+	return c
+}
+
 // New is the API of a server: its URL, or "host:port". agent names the program to the server.
 func New(server, agent string) (*Client, error) {
 	if server == "" {
