@@ -30,7 +30,7 @@ const (
 	exitInterrupted = 130
 )
 
-const about = `hyperctl talks to the HyperSDK daemon: it submits exports, follows and steers them, and lists VMs.
+const about = `hyperctl talks to the HyperSDK daemon: it submits exports, follows and steers them, and lists and operates VMs.
 
 Exit codes:
   0    done
@@ -185,7 +185,7 @@ func (a *app) root() *cobra.Command {
 	root.SetVersionTemplate("hyperctl {{.Version}}\n")
 	root.AddCommand(
 		a.submitCommand(), a.queryCommand(), a.statusCommand(), a.watchCommand(), a.logsCommand(), a.cancelCommand(),
-		a.pauseCommand(), a.resumeCommand(), a.limitCommand(), a.vmsCommand(), image.Command(), a.versionCommand(),
+		a.pauseCommand(), a.resumeCommand(), a.limitCommand(), a.vmsCommand(), a.tuiCommand(), a.inventoryCommand(), a.cbtCommand(), a.convertCommand(), image.Command(), a.versionCommand(),
 	)
 	return root
 }

@@ -133,17 +133,7 @@ func (a *app) daemonStatus(c *cobra.Command) error {
 	return nil
 }
 
-func (a *app) printRows(rows [][2]string) {
-	w := 0
-	for _, r := range rows {
-		w = max(w, width(r[0]))
-	}
-	for _, r := range rows {
-		if r[1] != "" {
-			a.printf("%s  %s\n", pad(r[0], w), strings.ReplaceAll(clean(r[1]), "\n", "\n"+strings.Repeat(" ", w+2)))
-		}
-	}
-}
+func (a *app) printRows(rows [][2]string) { a.screen().PrintRows(rows) }
 
 func (a *app) printJob(j job.Job) {
 	stamp := func(t *job.Time) string {
@@ -154,7 +144,7 @@ func (a *app) printJob(j job.Job) {
 	}
 	d := j.Definition
 	rows := [][2]string{
-		{"Job", j.ID}, {"Name", d.Name}, {"Status", string(j.Status)}, {"VM", d.VMPath}, {"To", d.OutputPath + " (" + d.Format + ")"},
+		{"Job", j.ID}, {"Name", d.Name}, {"Status", string(j.Status)}, {"VM", d.VMPath}, {"Images", imagesText(j.Conversion)}, {"Package", packageText(j.Import)}, {"To", targetText(j)},
 		{"Created", stamp(&j.CreatedAt)}, {"Started", stamp(j.StartedAt)}, {"Completed", stamp(j.CompletedAt)}, {"Host", j.Host},
 	}
 	if p := j.Progress; p != nil && !j.Status.Ended() {
@@ -170,7 +160,7 @@ func (a *app) printJob(j job.Job) {
 		if p.EstimatedRemaining != "" {
 			done += " left"
 		}
-		rows = append(rows, [2]string{"Phase", string(p.Phase)}, [2]string{"Done", done}, [2]string{"Transport", p.Transport})
+		rows = append(rows, [2]string{"Phase", string(p.Phase)}, [2]string{"Done", done}, [2]string{"Transport", because(p.Transport, p.TransportReason)})
 		if p.LimitMBps > 0 {
 			rows = append(rows, [2]string{"Limit", rateText(p.LimitMBps)})
 		}
@@ -185,6 +175,41 @@ func (a *app) printJob(j job.Job) {
 	}
 	a.printRows(append(rows, [2]string{"Temporal UI", j.TemporalURL}))
 	a.printDisks(j)
+}
+
+// imagesText is a line for each image of a conversion; "" where the job is none.
+func imagesText(c *job.Conversion) string {
+	if c == nil {
+		return ""
+	}
+	lines := make([]string, len(c.Disks))
+	for i, d := range c.Disks {
+		if lines[i] = d.SourcePath; len(c.Disks) > 1 {
+			lines[i] += " to " + d.OutputPath
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// targetText says where a job writes to, and in what format.
+func packageText(i *job.ImportSpec) string {
+	if i == nil {
+		return ""
+	}
+	return i.PackagePath
+}
+
+func targetText(j job.Job) string {
+	d := j.Definition
+	switch {
+	case j.Conversion != nil && len(j.Conversion.Disks) > 1:
+		return d.Format
+	case j.Import != nil && j.Result != nil:
+		return j.Result.VMPath
+	case j.Import != nil:
+		return ""
+	}
+	return d.OutputPath + " (" + d.Format + ")"
 }
 
 func (a *app) printDisks(j job.Job) {
@@ -204,13 +229,6 @@ func (a *app) printDisks(j job.Job) {
 		a.printf("\n")
 		a.printTable(t)
 	}
-}
-
-func percent(d job.DiskProgress) float64 {
-	if d.Total <= 0 {
-		return 0
-	}
-	return 100 * float64(d.Done) / float64(d.Total)
 }
 
 func (a *app) logsCommand() *cobra.Command {
@@ -342,4 +360,12 @@ func (a *app) printControlled(c api.Controlled) error {
 	}
 	a.printf("%s %s\n", clean(c.JobID), strings.Join(words, ", "))
 	return nil
+}
+
+// because is a choice and the reason for it, where there is one.
+func because(what, why string) string {
+	if why == "" {
+		return what
+	}
+	return what + " (" + why + ")"
 }

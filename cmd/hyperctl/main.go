@@ -1,4 +1,4 @@
-// Command hyperctl talks to the daemon: it submits jobs, follows and steers them, and lists VMs.
+// Command hyperctl talks to the daemon: it submits jobs, follows and steers them, and lists and operates VMs.
 //
 // Exit codes:
 //

@@ -6,10 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"hypersdk/apiserver/api"
+	"hypersdk/workflows/job"
 )
 
 const maxFile = 10 << 20
@@ -24,6 +26,8 @@ type submission struct {
 	file     string
 	key      string
 	watch    bool
+
+	shutdownTimeout time.Duration
 }
 
 func (a *app) submitCommand() *cobra.Command {
@@ -47,16 +51,21 @@ ended.`,
 	f.BoolVarP(&s.watch, "watch", "w", false, "show the progress until the jobs have ended")
 	f.StringArrayVar(&s.vms, "vm", nil, "inventory path, id or name of a VM; may be repeated")
 	f.StringVarP(&s.OutputPath, "output", "o", "", "folder on the worker's host to export to")
-	f.StringVar(&s.Format, "format", "", "disk format (default: the daemon's)")
+	f.StringVar(&s.Format, "format", "", "qcow2, raw, vmdk, vhd, vhdx, vdi, or a package: ova, ovf (default: the daemon's)")
 	f.BoolVar(&s.Compress, "compress", false, "store blocks compressed")
 	f.BoolVar(&s.thick, "thick", false, "allocate the whole disks on the target")
 	f.BoolVar(&s.Incremental, "incremental", false, "copy only what changed since the last export")
 	f.StringVar(&s.Name, "name", "", "free name for people")
 	f.StringArrayVar(&s.metadata, "metadata", nil, "key=value to keep with the job; may be repeated")
 	f.BoolVar(&s.Options.Overwrite, "overwrite", false, "replace an earlier export of the VM in the same place")
-	f.StringVar(&s.Options.Transport, "transport", "", "force a way to read the disks")
+	f.StringVar(&s.Options.Transport, "transport", "", "force a way to read the disks: datastore or nfc (default: the best that is safe)")
 	f.BoolVar(&s.Options.Quiesce, "quiesce", false, "bring the guest's file systems to rest for the snapshot")
-	f.BoolVar(&s.Options.RemoveCDROM, "remove-cdrom", false, "take CD and DVD drives out of the VM before")
+	f.BoolVar(&s.Options.RemoveCDROM, "remove-cdrom", false, "take CD and DVD drives out of the VM meanwhile (of one that runs: empty and disconnect them)")
+	f.BoolVar(&s.Options.KeepCDROMRemoved, "keep-cdrom-removed", false, "with --remove-cdrom: do not put them back after a success")
+	f.BoolVar(&s.Options.Shutdown, "shutdown", false, "shut the guest down before the snapshot, and start the VM again")
+	f.DurationVar(&s.shutdownTimeout, "shutdown-timeout", 0, "with --shutdown: what the guest has (default 5m)")
+	f.StringVar((*string)(&s.Options.ShutdownThen), "shutdown-then", "", "with --shutdown: what follows where it does not: fail (default) or poweroff")
+	f.StringVar(&s.Options.PowerOn, "power-on", "", "with --shutdown: when to start the VM again: after_export (default), after_snapshot or never")
 	f.Float64Var(&s.Options.LimitMBps, "limit", 0, "bandwidth limit in MB/s; 0 is none")
 	f.IntVar(&s.Options.Priority, "priority", 0, "0 to 100; higher ones are admitted first")
 	f.IntVar(&s.Options.ParallelDownloads, "parallel", 0, "ranges of one disk that are read at once")
@@ -121,7 +130,7 @@ func (a *app) submitFile(c *cobra.Command, s *submission, vms []string) (out api
 		return out, fmt.Errorf("%s is larger than %s", s.file, bytesText(maxFile))
 	}
 	for _, flag := range []string{"output", "format", "compress", "thick", "incremental", "name", "metadata", "overwrite", "transport", "quiesce",
-		"remove-cdrom", "limit", "priority", "parallel", "no-verify", "vcenter", "connection"} {
+		"remove-cdrom", "keep-cdrom-removed", "shutdown", "shutdown-timeout", "shutdown-then", "power-on", "limit", "priority", "parallel", "no-verify", "vcenter", "connection"} {
 		if c.Flags().Changed(flag) {
 			return out, usageError("--%s cannot be used with --file: write it into the file", flag)
 		}
@@ -150,6 +159,7 @@ func (a *app) submitVMs(c *cobra.Command, s *submission, vms []string) (out api.
 		thin := false
 		s.Thin = &thin
 	}
+	s.Options.ShutdownTimeout = job.Duration(s.shutdownTimeout)
 	if s.Metadata, err = pairs(s.metadata); err != nil {
 		return out, err
 	}

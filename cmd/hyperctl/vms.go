@@ -13,10 +13,11 @@ import (
 
 func (a *app) vmsCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "vms", Aliases: []string{"vm"}, Short: "List and describe VMs", Args: noArgs,
+		Use: "vms", Aliases: []string{"vm"}, Short: "List, describe and operate VMs", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.vmsListCommand(), a.vmsInfoCommand())
+	c.AddCommand(a.vmsListCommand(), a.vmsInfoCommand(), a.vmsImportCommand())
+	c.AddCommand(a.operateCommands()...)
 	return c
 }
 

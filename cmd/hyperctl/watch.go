@@ -2,25 +2,21 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"hypersdk/apiserver/api"
 	"hypersdk/apiserver/client"
+	"hypersdk/cmd/terminal/progress"
 	"hypersdk/workflows/job"
 )
 
 const (
 	livePace = 500 * time.Millisecond
-	// plainPace is how often a job is mentioned where the output is no terminal, if nothing changes but
-	// its numbers.
-	plainPace = 5 * time.Second
 	// patience is how long a daemon may be away, once it has answered: jobs outlive its restart.
 	patience = 5 * time.Minute
 )
@@ -45,15 +41,9 @@ The exit code is 4 where a job failed, and 5 where one was cancelled.`,
 type watcher struct {
 	a    *app
 	ids  []string
-	show display
+	show progress.Display
 	jobs map[string]job.Job
 	away time.Time // since when the daemon does not answer
-}
-
-// display is a way to show jobs.
-type display interface {
-	show(jobs []job.Job, note string)
-	end()
 }
 
 func (a *app) watch(ctx context.Context, ids []string, pace time.Duration) error {
@@ -77,7 +67,7 @@ func (a *app) watch(ctx context.Context, ids []string, pace time.Duration) error
 		}
 	}
 	w := &watcher{a: a, ids: ids, jobs: map[string]job.Job{}, show: a.display()}
-	defer w.show.end()
+	defer w.show.End()
 	t := time.NewTicker(pace)
 	defer t.Stop()
 	for {
@@ -123,7 +113,7 @@ func (w *watcher) look(ctx context.Context) (done bool, err error) {
 	for _, id := range w.ids {
 		list = append(list, w.jobs[id])
 	}
-	w.show.show(list, note)
+	w.show.Show(list, note)
 	return len(open) == 0 || !slices.ContainsFunc(list, func(j job.Job) bool { return !j.Status.Ended() }), verdict(list, note)
 }
 
@@ -168,96 +158,6 @@ func verdict(jobs []job.Job, note string) error {
 	return nil
 }
 
-func (a *app) display() display {
-	w, h, terminal := a.size()
-	switch {
-	case a.json:
-		return &jsonLines{a: a, last: map[string]string{}}
-	case terminal && a.env("TERM") != "dumb":
-		return newBars(a, w, h)
-	default:
-		return &plainLines{a: a, last: map[string]mention{}}
-	}
-}
-
-// jsonLines prints a job whenever it has changed.
-type jsonLines struct {
-	a    *app
-	last map[string]string
-}
-
-func (l *jsonLines) show(jobs []job.Job, _ string) {
-	for _, j := range jobs {
-		b, err := json.Marshal(j)
-		if err == nil && l.last[j.ID] != string(b) {
-			l.last[j.ID] = string(b)
-			l.a.printf("%s\n", b)
-		}
-	}
-}
-
-func (l *jsonLines) end() {}
-
-// plainLines prints a line for a job every few seconds, and at once when something other than a number
-// changes.
-type plainLines struct {
-	a    *app
-	last map[string]mention
-	note string
-}
-
-type mention struct {
-	at    time.Time
-	state string
-}
-
-func (l *plainLines) show(jobs []job.Job, note string) {
-	now := time.Now()
-	if note != "" && note != l.note {
-		l.a.complain("%s", note)
-	}
-	l.note = note
-	for _, j := range jobs {
-		last, state := l.last[j.ID], stateOf(j)
-		if last.state == state && (now.Sub(last.at) < plainPace || j.Status.Ended() || note != "") {
-			continue
-		}
-		l.last[j.ID] = mention{now, state}
-		l.a.printf("%s %s\n", now.Format("15:04:05"), clean(strings.Join(lineOf(j), "  ")))
-	}
-}
-
-func (l *plainLines) end() {}
-
-func stateOf(j job.Job) string {
-	s := string(j.Status)
-	if p := j.Progress; p != nil {
-		s += fmt.Sprint(p.Phase, p.Paused, p.WaitingFor != "")
-	}
-	return s
-}
-
-// lineOf is a job in a line: what it is called, where it is, and how fast it goes on.
-func lineOf(j job.Job) []string {
-	line := []string{title(j), string(j.Status)}
-	if p := j.Progress; p != nil && j.Status == job.Running {
-		line[1] = string(p.Phase)
-		line = append(line, percentText(p.PercentComplete))
-		for _, s := range []string{rateText(p.TransferRateMBps), p.EstimatedRemaining} {
-			if s != "" {
-				line = append(line, s)
-			}
-		}
-		if p.EstimatedRemaining != "" {
-			line[len(line)-1] += " left"
-		}
-	}
-	r := remark(j)
-	if p := j.Progress; p != nil && j.Status == job.Running && p.TransferRateMBps > 0 && !p.Paused && p.WaitingFor == "" {
-		r = "" // the numbers say it
-	}
-	if r != "" {
-		line = append(line, strings.ReplaceAll(r, "\n", " "))
-	}
-	return line
+func (a *app) display() progress.Display {
+	return progress.New(a.screen(), a.json, func(note string) { a.complain("%s", note) })
 }

@@ -178,17 +178,3 @@ func TestSubmitAndWatch(t *testing.T) {
 	w = l.watch("submit", "web-01", "-o", "relative", "--watch")
 	require.Equal(t, 1, w.ends())
 }
-
-func TestText(t *testing.T) {
-	require.Equal(t, "a�b", clean("a\x1bb"))
-	require.Equal(t, "a�b", clean("a\u202eb"), "text that is written backwards is a trick")
-	require.Equal(t, "日本…", cut("日本語テキスト", 5))
-	require.Equal(t, 6, width("日本語"))
-	require.Equal(t, "日本  ", pad("日本", 6))
-	require.Equal(t, "  日本", pad("日本", -6))
-	require.Equal(t, "\x1b[1ma…\x1b[0m", cutPainted("\x1b[1mabcdef\x1b[0m", 3))
-	require.Equal(t, "ab\x1b[1mcd\x1b[0m", cutPainted("ab\x1b[1mcd\x1b[0m", 5))
-	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 40 << 30: "40 GiB", 10<<20 - 1: "10 MiB", 1 << 62: "4.0 EiB"} {
-		require.Equal(t, want, bytesText(n))
-	}
-}

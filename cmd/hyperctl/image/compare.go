@@ -104,9 +104,14 @@ type disk struct {
 func (d disk) Close() error { return errors.Join(d.Image.Close(), d.stored.Close()) }
 
 func (l *cli) disk(ctx context.Context, name, format string) (disk, error) {
-	s, err := l.open(name, format)
+	s, err := l.openFile(ctx, name, format)
 	if err != nil {
 		return disk{}, err
+	}
+	if s.pkg != nil { // the other one may be none
+		if err := s.into(ctx, s.pkg, l.member, format); err != nil {
+			return disk{}, errors.Join(fmt.Errorf("%s: %w", name, err), s.Close())
+		}
 	}
 	img, err := s.image(ctx, formats.OpenOptions{})
 	if err != nil {

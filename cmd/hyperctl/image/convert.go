@@ -2,22 +2,34 @@ package image
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"hypersdk/formats"
 	"hypersdk/formats/all"
+	"hypersdk/formats/local"
 	"hypersdk/formats/raw"
 	"hypersdk/formats/vmdk"
 )
 
 // copyMemory bounds what a conversion has under way.
 const copyMemory = 24 << 20
+
+// memory is what the whole program is to stay under, beside its own code: the collector works harder
+// before it lets the heap grow beyond.
+const memory = 40 << 20
+
+// checkpoints is how many bytes of the disk lie between two points that a conversion can be gone on
+// from. Waiting for the disk at each takes longer than copying as much again.
+const checkpoints = 128 << 20
 
 // pipe is the name of the standard input or output.
 const pipe = "-"
@@ -29,12 +41,15 @@ type conversion struct {
 	options            []string
 	compress, progress bool
 	force, trust       bool
+	cache              string
+	unsafe             bool // nothing waits for the disk
 	workers            int
 	snapshot           string
 
 	src, dst string
 	create   formats.CreateOptions
-	target   formats.Format
+	target   formats.Format // of the disk, or of those of a package
+	packed   bool           // DST is a package
 	in       io.Reader
 	out, err io.Writer
 }
@@ -64,11 +79,24 @@ when it is started again with the same source and options. A target that exists 
 Blocks that are compressed alike on both sides are moved as they are, after a look whether they are whole;
 --no-verify saves the look.
 
+What qemu-img does unless it is told otherwise, not to wait until the target is on the disk, is -t unsafe: if
+the machine (not just this program) fails soon after, the target may be lost.
+
+A VMDK with -o subformat=monolithicFlat is two files: DST, which describes the disk, and beside it the disk
+as it is, in disk-flat.vmdk where DST is disk.vmdk.
+
+SRC may be a disk of a package (OVA or OVF; --disk says which where it has several). A package becomes another
+one with -O ova: all its disks as streamOptimized VMDK, with -o compression_level=N, or with -o disk_format=raw
+as they are. It is written anew where it was interrupted; into a pipe, disks that have to be compressed are
+compressed twice, since an archive says beforehand how long they are.
+
 Options of -o: ` + optionNames + `.
 With backing_file, only what SRC holds itself is written; the rest is the backing file's.`,
 		Example: `  hyperctl image convert -p -O qcow2 -c disk.vmdk disk.qcow2
   hyperctl image convert -f raw -O vmdk -o subformat=streamOptimized disk.img disk.vmdk
-  curl -s https://host/disk.vmdk | hyperctl image convert -f vmdk -O qcow2 - disk.qcow2`,
+  curl -s https://host/disk.vmdk | hyperctl image convert -f vmdk -O qcow2 - disk.qcow2
+  hyperctl image convert --disk 2 -O qcow2 vm.ova data.qcow2
+  hyperctl image convert -O ova -o compression_level=9 vm.ova smaller.ova`,
 		RunE: run(exitFailure, func(c *cobra.Command, args []string) error {
 			v.src, v.dst = args[0], args[1]
 			v.in, v.out, v.err = c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr()
@@ -77,12 +105,13 @@ With backing_file, only what SRC holds itself is written; the rest is the backin
 	}
 	f := c.Flags()
 	f.StringVarP(&v.from, "format", "f", "", "format of SRC (default: recognised)")
-	f.StringVarP(&v.to, "target-format", "O", "", "format of DST: raw, qcow2, vmdk, vhd (vpc), vhdx, vdi")
+	f.StringVarP(&v.to, "target-format", "O", "", "format of DST: raw, qcow2, vmdk, vhd (vpc), vhdx, vdi, ova")
 	f.StringArrayVarP(&v.options, "options", "o", nil, "name=value,... of the target")
 	f.BoolVarP(&v.compress, "compress", "c", false, "compress the target")
 	f.BoolVarP(&v.progress, "progress", "p", false, "show the progress")
 	f.IntVarP(&v.workers, "workers", "m", 0, "how much is read and compressed at once (default: one a core)")
 	f.StringVarP(&v.snapshot, "snapshot", "l", "", "convert an internal snapshot, by name or id")
+	f.StringVarP(&v.cache, "cache", "t", "writeback", "writeback: wait at the end until all is on the disk; unsafe: do not")
 	f.BoolVar(&v.force, "force", false, "replace DST")
 	f.BoolVar(&v.trust, "no-verify", false, "move compressed blocks without a look whether they are whole")
 	return c
@@ -92,23 +121,14 @@ func (v *conversion) run(ctx context.Context) (err error) {
 	if err := v.choose(); err != nil {
 		return err
 	}
-	if v.dst != pipe && !v.force {
-		if _, err := os.Lstat(v.dst); err == nil {
-			return existsError(v.dst)
+	for _, name := range []string{v.dst, v.disk()} {
+		if _, err := os.Lstat(name); err == nil && v.dst != pipe && !v.force {
+			return existsError(name)
 		}
 	}
 	began := time.Now()
-	s, err := v.open(ctx)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	var res converted
-	if v.dst == pipe {
-		res, err = v.encode(ctx, s)
-	} else {
-		res, err = v.write(ctx, s)
-	}
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(memory))
+	res, err := v.convert(ctx)
 	if err != nil {
 		return err
 	}
@@ -122,6 +142,21 @@ func (v *conversion) run(ctx context.Context) (err error) {
 	return printJSON(v.out, res)
 }
 
+func (v *conversion) convert(ctx context.Context) (converted, error) {
+	if v.packed {
+		return v.repack(ctx)
+	}
+	s, err := v.open(ctx)
+	if err != nil {
+		return converted{}, err
+	}
+	defer s.Close()
+	if v.dst == pipe {
+		return v.encode(ctx, s)
+	}
+	return v.write(ctx, s)
+}
+
 // choose reads the flags.
 func (v *conversion) choose() (err error) {
 	switch {
@@ -129,15 +164,18 @@ func (v *conversion) choose() (err error) {
 		return usageError("-O names the format of the target")
 	case v.workers < 0 || v.workers > 256:
 		return usageError("-m %d: 1 to 256", v.workers)
+	case v.cache != "writeback" && v.cache != "unsafe":
+		return usageError("-t %s: writeback and unsafe are known", v.cache)
+	}
+	v.unsafe = v.cache == "unsafe"
+	if strings.EqualFold(v.to, formatOVA) {
+		return v.choosePackage()
 	}
 	if v.target, err = all.ByName(v.to); err != nil {
 		return &ExitError{exitUsage, err}
 	}
 	if v.create, err = createOptions(v.options, v.compress); err != nil {
 		return err
-	}
-	if v.target.Name == "vmdk" && v.create.Subformat == vmdk.MonolithicFlat {
-		return usageError("-o subformat=%s: that is a raw disk and a descriptor, only one file is written (use -O raw)", vmdk.MonolithicFlat)
 	}
 	if v.dst == pipe && v.target.Name == "vmdk" && v.create.Subformat == "" {
 		v.create.Subformat = vmdk.StreamOptimized // the only one that streams
@@ -163,12 +201,14 @@ func (v *conversion) open(ctx context.Context) (*source, error) {
 	if v.src == pipe {
 		return v.openPipe(ctx)
 	}
-	s, err := v.cli.open(v.src, v.from)
+	s, err := v.cli.open(ctx, v.src, v.from)
 	if err != nil {
 		return nil, err
 	}
-	if there, err := os.Stat(v.dst); err == nil && os.SameFile(there, s.info) {
-		return nil, errors.Join(fmt.Errorf("%s is the source itself", v.dst), s.Close())
+	for _, name := range []string{v.dst, v.disk()} {
+		if there, err := os.Stat(name); err == nil && os.SameFile(there, s.Info) {
+			return nil, errors.Join(fmt.Errorf("%s is the source itself", name), s.Close())
+		}
 	}
 	// The life of the image is not the context's: an interrupted conversion ends what it has begun.
 	img, err := s.image(context.WithoutCancel(ctx), formats.OpenOptions{Layer: v.create.Backing != "", Snapshot: v.snapshot})
@@ -176,7 +216,7 @@ func (v *conversion) open(ctx context.Context) (*source, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	if v.target.Name != raw.Format().Name {
-		img = roundUp(img)
+		img = local.RoundUp(img)
 	}
 	return &source{img, s}, nil
 }
@@ -205,20 +245,34 @@ func (v *conversion) openPipe(ctx context.Context) (*source, error) {
 // id is everything that the bytes of the target depend on.
 func (v *conversion) id(s *source) any {
 	type id struct {
-		Source   identity
-		Beside   []identity
+		Source   local.Identity
+		Member   string // of a package
+		Beside   []local.Identity
 		From, To string
 		Snapshot string
 		Size     int64
 		Create   formats.CreateOptions
 		Trust    bool
+		Digested bool
+		Boot     string // what is not waited for is lost when the machine starts again
 	}
-	out := id{From: s.stored.format.Name, To: v.target.Name, Snapshot: v.snapshot, Size: s.Size(), Create: v.create, Trust: v.trust}
-	out.Source = identify("", s.stored.info)
+	out := id{From: s.stored.format.Name, To: v.target.Name, Snapshot: v.snapshot, Size: s.Size(), Create: v.create, Trust: v.trust, Digested: v.digested()}
+	if v.unsafe {
+		out.Boot = bootID()
+	}
+	out.Source, out.Member = local.Identify("", s.stored.Info), s.stored.member
 	if s.stored.beside != nil {
-		out.Beside = s.stored.beside.opened
+		out.Beside = s.stored.beside.Opened()
 	}
 	return out
+}
+
+// bootID is another one each time that the machine was started, or each time where it cannot be known.
+func bootID() string {
+	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		return string(id)
+	}
+	return rand.Text()
 }
 
 // encode writes the target into the standard output.

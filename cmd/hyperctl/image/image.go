@@ -45,8 +45,9 @@ func usageError(format string, args ...any) error {
 
 // cli is what the commands share.
 type cli struct {
-	json  bool
-	allow string
+	json   bool
+	allow  string
+	member string // of a package: the disk that is meant
 }
 
 // Command is `image`. Every error of it is an [ExitError].
@@ -58,7 +59,9 @@ func Command() *cobra.Command {
 
 A format is recognised by its content; a raw disk has to be named so (-f raw), since a guest can write
 the beginning of any format into it. Nothing is opened beside an image (a backing file, a parent, an
-extent) unless --allow-dir names a folder, and then only below that.`,
+extent) unless --allow-dir names a folder, and then only below that.
+
+Of a package, an OVA file or an OVF descriptor with its disks beside it, the disk that --disk names is used.`,
 		SilenceErrors: true, SilenceUsage: true,
 		Args: arguments(0, 0, exitUsage),
 		// Nothing of what other commands prepare is needed here.
@@ -68,6 +71,7 @@ extent) unless --allow-dir names a folder, and then only below that.`,
 	f := c.PersistentFlags()
 	f.BoolVar(&l.json, "json", false, "print JSON")
 	f.StringVar(&l.allow, "allow-dir", "", "folder below which files that an image names may be opened")
+	f.StringVar(&l.member, "disk", "", "disk of an OVA or OVF: its number, from 1, or the name of its file")
 	// The flag of the commands that talk to the daemon, whose shorthand compare needs, is not for these.
 	f.String("server", "", "")
 	_ = f.MarkHidden("server") // fails for unknown flags only

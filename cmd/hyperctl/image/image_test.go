@@ -128,7 +128,6 @@ func TestUsage(t *testing.T) {
 		{[]string{"convert", "-O", "qcow2", "-o", "cluster_size", file, "x"}, 2, "name=value"},
 		{[]string{"convert", "-O", "qcow2", "-o", "cluster_size=big", file, "x"}, 2, "is not a number"},
 		{[]string{"convert", "-O", "qcow2", "-o", "compression_type=zstd", file, "x"}, 2, "needs -c"},
-		{[]string{"convert", "-O", "vmdk", "-o", "subformat=monolithicFlat", file, "x"}, 2, "use -O raw"},
 		{[]string{"convert", "-f", "raw", "-O", "vhd", "-c", file, file + ".vhd"}, 1, "compression"},
 		{[]string{"convert", "-f", "raw", "-O", "qcow2", file, "-"}, 2, "cannot be written front to back"},
 		{[]string{"convert", "-O", "qcow2", "-", "x"}, 2, "-f vmdk"},

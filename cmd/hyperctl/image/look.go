@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,18 +36,27 @@ func (l *cli) infoCommand() *cobra.Command {
 	var format string
 	c := &cobra.Command{
 		Use: "info FILE", Short: "Say how a disk image is stored", Args: arguments(1, 1, exitUsage),
-		Example: "  hyperctl image info disk.vmdk\n  hyperctl image info --json disk.qcow2 | jq .virtual_size",
+		Example: "  hyperctl image info disk.vmdk\n  hyperctl image info --json disk.qcow2 | jq .virtual_size\n  hyperctl image info vm.ova",
 		RunE: run(exitFailure, func(c *cobra.Command, args []string) error {
-			s, err := l.open(args[0], format)
+			s, err := l.openEither(c.Context(), args[0], format)
 			if err != nil {
 				return err
 			}
 			defer s.Close()
-			i := imageInfo{File: s.name, ActualSize: s.size}
-			if st, ok := s.info.Sys().(*syscall.Stat_t); ok && s.info.Mode().IsRegular() {
-				i.ActualSize = st.Blocks * 512
+			if s.pkg != nil && l.member == "" {
+				return l.packageInfo(c, s)
 			}
-			if i.Info, err = s.format.Info(c.Context(), s.file, s.size, formats.OpenOptions{}); err != nil {
+			i := imageInfo{File: s.name, ActualSize: s.Allocated()}
+			if s.pkg != nil {
+				if err := s.into(c.Context(), s.pkg, l.member, format); err != nil {
+					return fmt.Errorf("%s: %w", s.name, err)
+				}
+				i.File, i.ActualSize = s.name+":"+s.member, s.length
+			}
+			if s.format.Info == nil {
+				return fmt.Errorf("%s: of a %s disk nothing is known but its bytes", i.File, s.format.Name)
+			}
+			if i.Info, err = s.format.Info(c.Context(), s.data, s.length, formats.OpenOptions{}); err != nil {
 				return fmt.Errorf("%s: %w", s.name, err)
 			}
 			if l.json {
@@ -59,6 +67,19 @@ func (l *cli) infoCommand() *cobra.Command {
 	}
 	formatFlag(c, &format)
 	return c
+}
+
+// packageInfo prints what is in a package.
+func (l *cli) packageInfo(c *cobra.Command, s *stored) error {
+	i, err := s.describe(c.Context())
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	if l.json {
+		return printJSON(c.OutOrStdout(), i)
+	}
+	printPackage(c.OutOrStdout(), i)
+	return nil
 }
 
 func printInfo(w io.Writer, i imageInfo) error {
@@ -109,7 +130,8 @@ func (l *cli) checkCommand() *cobra.Command {
 	var format string
 	c := &cobra.Command{
 		Use: "check FILE", Short: "Look for contradictions in a disk image", Args: arguments(1, 1, exitFailure),
-		Long: `Reads all that describes a disk image, and none of its data, and reports where it contradicts itself.
+		Long: `Reads all that describes a disk image, and none of its data, and reports where it contradicts itself. A package
+(OVA, OVF) is also read in full and compared with its manifest.
 
 Exit codes:
   0   nothing is wrong
@@ -118,7 +140,7 @@ Exit codes:
   3   there are leaks: space that nothing uses
   63  the format has nothing to check`,
 		RunE: run(exitFailure, func(c *cobra.Command, args []string) error {
-			s, err := l.open(args[0], format)
+			s, err := l.openEither(c.Context(), args[0], format)
 			if err != nil {
 				var usage *ExitError
 				if errors.As(err, &usage) {
@@ -127,10 +149,22 @@ Exit codes:
 				return err
 			}
 			defer s.Close()
+			if s.pkg != nil && l.member == "" {
+				rep, err := s.audit(c.Context())
+				if err != nil {
+					return fmt.Errorf("%s: %w", s.name, err)
+				}
+				return l.printReport(c.OutOrStdout(), checked{s.name, s.pkg.format, rep})
+			}
+			if s.pkg != nil {
+				if err := s.into(c.Context(), s.pkg, l.member, format); err != nil {
+					return fmt.Errorf("%s: %w", s.name, err)
+				}
+			}
 			if s.format.Check == nil {
 				return &ExitError{exitUncheckable, fmt.Errorf("%s: a %s disk has nothing to check", s.name, s.format.Name)}
 			}
-			rep, err := s.format.Check(c.Context(), s.file, s.size, s.options(formats.OpenOptions{}))
+			rep, err := s.format.Check(c.Context(), s.data, s.length, s.options(formats.OpenOptions{}))
 			if err != nil {
 				return fmt.Errorf("%s: %w", s.name, err)
 			}
@@ -181,7 +215,7 @@ func (l *cli) mapCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "map FILE", Short: "Say where a disk holds data and where zeros", Args: arguments(1, 1, exitUsage),
 		RunE: run(exitFailure, func(c *cobra.Command, args []string) error {
-			s, err := l.open(args[0], format)
+			s, err := l.open(c.Context(), args[0], format)
 			if err != nil {
 				return err
 			}
@@ -245,13 +279,15 @@ the manifest of an export have it.`,
 		RunE: run(exitFailure, func(c *cobra.Command, args []string) error {
 			out := make([]digested, 0, len(args))
 			for _, name := range args {
-				d, err := l.digest(c.Context(), name, format)
+				all, err := l.digests(c.Context(), name, format)
 				if err != nil {
 					return err
 				}
-				out = append(out, d)
-				if !l.json {
-					fmt.Fprintf(c.OutOrStdout(), "%s  %s\n", d.Digest, printable(d.File))
+				out = append(out, all...)
+				for _, d := range all {
+					if !l.json {
+						fmt.Fprintf(c.OutOrStdout(), "%s  %s\n", d.Digest, printable(d.File))
+					}
 				}
 			}
 			if l.json {
@@ -264,12 +300,47 @@ the manifest of an export have it.`,
 	return c
 }
 
-func (l *cli) digest(ctx context.Context, name, format string) (digested, error) {
-	s, err := l.open(name, format)
+// digests are that of an image, or those of the disks of a package.
+func (l *cli) digests(ctx context.Context, name, format string) ([]digested, error) {
+	s, err := l.openEither(ctx, name, format)
 	if err != nil {
-		return digested{}, err
+		return nil, err
 	}
 	defer s.Close()
+	if s.pkg == nil {
+		d, err := s.digest(ctx)
+		return []digested{d}, err
+	}
+	want := []string{l.member}
+	if l.member == "" {
+		want = nil
+		for _, m := range s.pkg.members() {
+			want = append(want, m.file.Href)
+		}
+	}
+	var out []digested
+	for _, w := range want {
+		d, err := s.digestIn(ctx, w, format)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// digestIn is the digest of a disk in a package.
+func (s *stored) digestIn(ctx context.Context, member, format string) (digested, error) {
+	one := stored{File: s.File, name: s.name}
+	if err := one.into(ctx, s.pkg, member, format); err != nil {
+		return digested{}, fmt.Errorf("%s: %w", s.name, err)
+	}
+	defer one.inside.Close()
+	one.name += ":" + one.member
+	return one.digest(ctx)
+}
+
+func (s *stored) digest(ctx context.Context) (digested, error) {
 	img, err := s.image(ctx, formats.OpenOptions{})
 	if err != nil {
 		return digested{}, err
@@ -277,9 +348,9 @@ func (l *cli) digest(ctx context.Context, name, format string) (digested, error)
 	defer img.Close()
 	sum, err := contentDigest(ctx, img)
 	if err != nil {
-		return digested{}, fmt.Errorf("%s: %w", name, err)
+		return digested{}, fmt.Errorf("%s: %w", s.name, err)
 	}
-	return digested{File: name, Size: img.Size(), Digest: sum.String()}, nil
+	return digested{File: s.name, Size: img.Size(), Digest: sum.String()}, nil
 }
 
 // contentDigest needs room for the sums of all blocks, 32 bytes a MiB: a file that nobody sees.

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -30,7 +31,7 @@ func createOptions(lists []string, compress bool) (formats.CreateOptions, error)
 			case "compression_level":
 				o.Level, err = strconv.Atoi(value)
 			case "cluster_size":
-				o.ClusterSize, err = parseSize(value)
+				o.ClusterSize, err = ParseSize(value)
 			case "backing_file":
 				o.Backing = value
 			case "backing_fmt":
@@ -74,8 +75,11 @@ func splitOptions(list string) []string {
 	return append(out, cur)
 }
 
-// parseSize reads a number of bytes, with one of the suffixes that qemu-img knows.
-func parseSize(s string) (int64, error) {
+// ParseSize reads a number of bytes, with one of the suffixes that qemu-img knows.
+func ParseSize(s string) (int64, error) {
+	if s == "" {
+		return 0, errors.New("it is empty")
+	}
 	shift := 0
 	if i := strings.IndexByte("kmgt", s[len(s)-1]|0x20); i >= 0 {
 		shift, s = 10*(i+1), s[:len(s)-1]

@@ -13,13 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hypersdk/formats"
+	"hypersdk/formats/local"
 )
 
 // part is the hidden file in which a target is written until it is whole: locked, with the journal of
 // how far it came and the digests of its blocks beside it.
 type part struct {
-	final string
-	file  *os.File
+	final  string
+	unsafe bool // nothing waits for the disk
+	file   *os.File
+	target *local.Target // file
 
 	journalFile, digestsFile *os.File
 
@@ -40,8 +43,8 @@ const (
 )
 
 // openPart opens the part of a target, or begins it. id is everything that its bytes depend on.
-func openPart(final string, id any, size int64, digested bool) (_ *part, err error) {
-	p := &part{final: final}
+func openPart(final string, id any, size int64, digested, unsafe bool) (_ *part, err error) {
+	p := &part{final: final, unsafe: unsafe}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())
@@ -51,6 +54,7 @@ func openPart(final string, id any, size int64, digested bool) (_ *part, err err
 	if err != nil {
 		return nil, err
 	}
+	p.target = local.NewTarget(p.file, unsafe)
 	if p.journalFile, err = openHidden(hidden(final, journalExt)); err != nil {
 		return nil, err
 	}
@@ -67,7 +71,7 @@ func openPart(final string, id any, size int64, digested bool) (_ *part, err err
 	if err != nil {
 		return nil, err
 	}
-	if p.journal, p.from, err = formats.OpenJournal(p.journalFile, name); err != nil {
+	if p.journal, p.from, err = formats.OpenJournal(local.NewTarget(p.journalFile, unsafe), name); err != nil {
 		return nil, err
 	}
 	p.stale = old && p.from.Off == 0
@@ -83,7 +87,7 @@ func (p *part) identity(id any) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	own := identify("", st)
+	own := local.Identify("", st)
 	b, err := json.Marshal([]any{id, own.Dev, own.Ino})
 	if err != nil {
 		return "", err
@@ -130,7 +134,7 @@ func (p *part) openDigests(size int64, digested bool) bool {
 	if !digested {
 		return true
 	}
-	d, err := formats.OpenDigests(p.digestsFile)
+	d, err := formats.OpenDigests(local.NewTarget(p.digestsFile, p.unsafe))
 	if err != nil || d.Size() != size {
 		return false
 	}
@@ -152,13 +156,13 @@ func (p *part) anew(size int64, digested bool) error {
 		return nil
 	}
 	var err error
-	p.digests, err = formats.CreateDigests(p.digestsFile, size)
+	p.digests, err = formats.CreateDigests(local.NewTarget(p.digestsFile, p.unsafe), size)
 	return err
 }
 
 // finish gives the file its name, durably. It replaces nothing unless it is told to.
 func (p *part) finish(replace bool) error {
-	if err := p.file.Sync(); err != nil {
+	if err := p.target.Sync(); err != nil {
 		return err
 	}
 	if err := rename(hidden(p.final, ""), p.final, replace); err != nil {
@@ -169,7 +173,15 @@ func (p *part) finish(replace bool) error {
 			return err
 		}
 	}
-	dir, err := os.Open(filepath.Dir(p.final))
+	if p.unsafe {
+		return nil
+	}
+	return syncFolder(p.final)
+}
+
+// syncFolder makes the name of a file durable.
+func syncFolder(name string) error {
+	dir, err := os.Open(filepath.Dir(name))
 	if err != nil {
 		return err
 	}
@@ -217,6 +229,9 @@ func (p *part) discard() error {
 // Close releases what is held; what is written stays.
 func (p *part) Close() error {
 	var errs []error
+	if p.target != nil {
+		p.target.Wait()
+	}
 	for _, f := range []*os.File{p.file, p.journalFile, p.digestsFile} {
 		if f != nil {
 			errs = append(errs, f.Close())

@@ -18,9 +18,8 @@ func (v *conversion) write(ctx context.Context, s *source) (res converted, err e
 	if s.stored != nil {
 		id = v.id(s)
 	}
-	// Blocks that are not looked at have no digests.
-	digested := !v.trust && v.create.Backing == ""
-	p, err := openPart(v.dst, id, s.Size(), digested)
+	digested := v.digested()
+	p, err := openPart(v.disk(), id, s.Size(), digested, v.unsafe)
 	if err != nil {
 		return res, err
 	}
@@ -46,8 +45,12 @@ func (v *conversion) write(ctx context.Context, s *source) (res converted, err e
 			return res, err
 		}
 	}
-	return res, p.finish(v.force)
+	return res, v.finish(p, s.Size())
 }
+
+// digested says whether a content digest is made. Only programs are told it, and blocks that are not
+// looked at have none.
+func (v *conversion) digested() bool { return v.json && !v.trust && v.create.Backing == "" }
 
 // begin opens the writer, and says from where.
 func (v *conversion) begin(ctx context.Context, p *part, size int64, digested bool) (formats.Writer, error) {
@@ -55,13 +58,13 @@ func (v *conversion) begin(ctx context.Context, p *part, size int64, digested bo
 	if p.stale {
 		v.say("starting anew: what is there of it is of another conversion, or not enough")
 	}
-	w, err := v.target.Create(ctx, p.file, size, v.create, p.from)
+	w, err := v.target.Create(ctx, p.target, size, v.create, p.from)
 	if err != nil && p.from.Off > 0 && errors.Is(err, formats.ErrCorrupt) {
 		v.say("starting anew: %v", err)
 		if err := p.anew(size, digested); err != nil {
 			return nil, err
 		}
-		w, err = v.target.Create(ctx, p.file, size, v.create, p.from)
+		w, err = v.target.Create(ctx, p.target, size, v.create, p.from)
 	}
 	switch {
 	case err != nil && p.from.Off == 0:
@@ -78,7 +81,7 @@ func (v *conversion) begin(ctx context.Context, p *part, size int64, digested bo
 func (v *conversion) copy(ctx context.Context, w formats.Writer, s *source, p *part) (formats.Result, error) {
 	bar := v.newProgress(s.Size(), p.from.Off)
 	opt := v.copyOptions(bar)
-	opt.From, opt.Digests = p.from, p.digests
+	opt.From, opt.Digests, opt.Distance = p.from, p.digests, checkpoints
 	within := ctx
 	if s.stored != nil {
 		stop := make(chan struct{})
@@ -111,7 +114,7 @@ func (v *conversion) digestLate(ctx context.Context, p *part, got formats.Result
 	if err != nil {
 		return "", err
 	}
-	img, err := v.target.Open(ctx, p.file, st.Size(), formats.OpenOptions{})
+	img, err := v.reader().Open(ctx, p.file, st.Size(), formats.OpenOptions{})
 	if err != nil {
 		return "", err
 	}

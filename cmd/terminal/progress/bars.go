@@ -1,9 +1,10 @@
-package main
+package progress
 
 import (
 	"fmt"
 	"strings"
 
+	"hypersdk/cmd/terminal"
 	"hypersdk/workflows/job"
 )
 
@@ -14,25 +15,16 @@ const (
 
 // bars draws jobs over and over in the same place of a terminal.
 type bars struct {
-	a      *app
+	s      terminal.Screen
 	drawn  int  // lines that are on the screen
 	hidden bool // the cursor
 	utf8   bool
 }
 
-func newBars(a *app, _, _ int) *bars {
-	locale := ""
-	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
-		if locale = a.env(name); locale != "" {
-			break
-		}
-	}
-	l := strings.ToLower(locale)
-	return &bars{a: a, utf8: strings.Contains(l, "utf-8") || strings.Contains(l, "utf8")}
-}
+func newBars(s terminal.Screen) *bars { return &bars{s: s, utf8: s.UTF8()} }
 
-func (b *bars) show(jobs []job.Job, note string) {
-	total, height, ok := b.a.size()
+func (b *bars) Show(jobs []job.Job, note string) {
+	total, height, ok := b.s.Size()
 	if !ok {
 		total, height = 80, 24
 	}
@@ -41,7 +33,7 @@ func (b *bars) show(jobs []job.Job, note string) {
 		lines = append(lines, b.job(j, total, len(jobs) <= 3)...)
 	}
 	if note != "" {
-		lines = append(lines, b.a.paint(yellow, note))
+		lines = append(lines, b.s.Paint(terminal.Yellow, note))
 	}
 	if most := max(2, height-1); len(lines) > most { // what is above the screen cannot be drawn again
 		hidden := len(lines) - most + 1
@@ -70,53 +62,54 @@ func (b *bars) draw(lines []string, total int) {
 		fmt.Fprintf(&out, "\x1b[%dA", over)
 	}
 	b.drawn = len(lines)
-	b.a.printf("%s", out.String())
+	b.s.Printf("%s", out.String())
 }
 
-// end leaves the last picture where it is.
-func (b *bars) end() {
+// End leaves the last picture where it is.
+func (b *bars) End() {
 	if b.hidden {
-		b.a.printf("\x1b[?25h")
+		b.s.Printf("\x1b[?25h")
 	}
 }
 
 // job is the lines of a job: its own, what keeps it waiting, and its disks where there is room.
 func (b *bars) job(j job.Job, total int, disks bool) []string {
 	p := j.Progress
-	name := pad(cut(clean(title(j)), 24), 24)
+	name := terminal.Pad(terminal.Cut(terminal.Clean(Title(j)), 24), 24)
 	if j.Status != job.Running || p == nil {
-		lines := []string{name + " " + b.a.paint(stateColour[j.Status], pad(string(j.Status), 9)) + " " + oneLine(remark(j))}
+		lines := []string{name + " " + b.s.Paint(colourOf(j.Status), terminal.Pad(string(j.Status), 9)) + " " + terminal.OneLine(Remark(j))}
 		if j.Result != nil {
-			lines[0] += fmt.Sprintf("  %s in %s", bytesText(j.Result.TotalSize), j.Result.Duration.Round(1e8))
+			lines[0] += fmt.Sprintf("  %s in %s", terminal.BytesText(j.Result.TotalSize), j.Result.Duration.Round(1e8))
 		}
 		return lines
 	}
-	head := fmt.Sprintf("%s %s %s %s  %s", name, b.a.paint(cyan, pad(string(p.Phase), 9)), b.bar(p.PercentComplete, barWidth),
-		pad(percentText(p.PercentComplete), -6), rateText(p.TransferRateMBps))
+	head := fmt.Sprintf("%s %s %s %s  %s", name, b.s.Paint(terminal.Cyan, terminal.Pad(string(p.Phase), 9)), b.bar(p.PercentComplete, barWidth),
+		terminal.Pad(terminal.PercentText(p.PercentComplete), -6), terminal.RateText(p.TransferRateMBps))
 	if p.EstimatedRemaining != "" {
 		head += "  " + p.EstimatedRemaining + " left"
 	}
 	lines := []string{head}
 	switch {
 	case p.Paused:
-		lines = append(lines, "  "+b.a.paint(yellow, "paused"))
+		lines = append(lines, "  "+b.s.Paint(terminal.Yellow, "paused"))
 	case p.WaitingFor != "":
-		lines = append(lines, "  "+b.a.paint(yellow, oneLine("waiting for "+p.WaitingFor)))
+		lines = append(lines, "  "+b.s.Paint(terminal.Yellow, terminal.OneLine("waiting for "+p.WaitingFor)))
 	}
 	if !disks || len(p.Disks) < 2 {
 		return lines
 	}
 	for _, d := range p.Disks {
-		l := fmt.Sprintf("  %s %s %s  %s", pad(cut(clean(d.File), 32), 32), b.bar(percent(d), diskWidth), pad(percentText(percent(d)), -6), rateText(d.RateMBps))
+		l := fmt.Sprintf("  %s %s %s  %s", terminal.Pad(terminal.Cut(terminal.Clean(d.File), 32), 32), b.bar(Percent(d), diskWidth), terminal.Pad(terminal.PercentText(Percent(d)), -6), terminal.RateText(d.RateMBps))
+		if d.EstimatedRemaining != "" {
+			l += "  " + d.EstimatedRemaining + " left"
+		}
 		if d.Waiting != "" {
-			l += "  " + oneLine(d.Waiting)
+			l += "  " + terminal.OneLine(d.Waiting)
 		}
 		lines = append(lines, l)
 	}
 	return lines
 }
-
-func oneLine(s string) string { return strings.ReplaceAll(clean(s), "\n", " ") }
 
 // bar is a share of 100 as a bar.
 func (b *bars) bar(percent float64, w int) string {
@@ -151,14 +144,14 @@ func cutPainted(s string, w int) string {
 			text = s[:i]
 		}
 		s = s[len(text):]
-		if width(text) > room {
+		if terminal.Width(text) > room {
 			if room > 0 {
-				text = cut(text, room)
+				text = terminal.Cut(text, room)
 			} else {
 				text = ""
 			}
 		}
-		room -= width(text)
+		room -= terminal.Width(text)
 		out.WriteString(text)
 	}
 	return out.String()
