@@ -17,6 +17,8 @@ func TestNobodyDragsInWhatTheyMayNotKnow(t *testing.T) {
 	}{
 		{"./formats/all", []string{"go.temporal.io/", "github.com/vmware/", "hypersdk/providers", "hypersdk/activities", "net/http"},
 			"formats stand on the standard library and compression alone"},
+		{"./cbt", []string{"go.temporal.io/", "github.com/vmware/", "hypersdk/providers", "hypersdk/activities", "hypersdk/formats/all", "net/http"},
+			"chains stand on formats alone"},
 		{"./providers", []string{"go.temporal.io/", "github.com/vmware/"}, "the vocabulary links no SDK"},
 		{"./providers/vsphere", []string{"go.temporal.io/"}, "a provider runs without Temporal"},
 		{"./activities", []string{"go.temporal.io/server", "github.com/vmware/", "hypersdk/providers/vsphere"}, "activities speak capabilities"},
@@ -24,6 +26,8 @@ func TestNobodyDragsInWhatTheyMayNotKnow(t *testing.T) {
 		{"./worker", []string{"go.temporal.io/server", "github.com/vmware/", "github.com/labstack/"}, "a worker speaks no HTTP"},
 		{"./apiserver", []string{"go.temporal.io/server", "github.com/vmware/", "hypersdk/providers/vsphere"}, "the API knows no vendor"},
 		{"./cmd/hyperctl", []string{"go.temporal.io/", "github.com/vmware/"}, "hyperctl is small"},
+		{"./cmd/terminal/...", []string{"go.temporal.io/", "github.com/vmware/", "charm.land/"}, "every program on a terminal uses it"},
+		{"./cmd/hyperexport/picker", []string{"go.temporal.io/", "github.com/vmware/", "hypersdk/cmd/hypervisord"}, "the picker knows VMs, and asks for all else"},
 		{"./cmd/hypersim", []string{"go.temporal.io/"}, "the simulator stands alone"},
 	} {
 		t.Run(rule.pkg, func(t *testing.T) {

@@ -58,7 +58,7 @@ func run(m *testing.M) (int, error) {
 			return 1, err
 		}
 		defer os.RemoveAll(dir)
-		build := exec.Command("go", "build", "-o", dir+"/", "hypersdk/cmd/hypervisord", "hypersdk/cmd/hyperctl", "hypersdk/cmd/hypersim")
+		build := exec.Command("go", "build", "-o", dir+"/", "hypersdk/cmd/hypervisord", "hypersdk/cmd/hyperctl", "hypersdk/cmd/hyperexport", "hypersdk/cmd/hypersim")
 		if out, err := build.CombinedOutput(); err != nil {
 			return 1, fmt.Errorf("build the programs: %w\n%s", err, out)
 		}

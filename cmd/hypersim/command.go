@@ -28,6 +28,9 @@ It also listens to commands of tests, as JSON on the same address:
   POST   /hypersim/guest-write       {"vm":"web-01","disk":0,"offset":0,"data":"<base64>"}
                                      or "length" and "seed" instead of "data"
   POST   /hypersim/vm/delete         {"vm":"web-01"}
+  POST   /hypersim/disk/resize       {"vm":"web-01","disk":0,"size":2147483648}
+  POST   /hypersim/tracking/reset    {"vm":"web-01"}: its changed block tracking begins anew
+  POST   /hypersim/tracking/forget   {"vm":"web-01","disk":0,"every":3}: it forgets every third write
   POST   /hypersim/sessions/expire   end all sessions
   POST   /hypersim/connections/cut   cut all connections
 

@@ -11,6 +11,7 @@ import (
 
 const vmHelp = `also: folder=PATH datastore=NAME datacenter=NAME cpu=N memory=SIZE
       guest=ID firmware=bios|efi host=NAME ip=ADDRESS iso=PATH nics=N
+      shutdown=DURATION (of the guest) stubborn (it never does) locked_drive
       off template annotation=TEXT; a comma in a value is written \,`
 
 // parseVM reads the value of --vm.
@@ -52,6 +53,12 @@ func setVM(vm *vspheretest.VM, key, value string) (err error) {
 		vm.MemoryMB = n >> 20
 	case "ip":
 		vm.Addresses = append(vm.Addresses, value)
+	case "shutdown":
+		err = vm.ShutdownTime.UnmarshalText([]byte(value))
+	case "stubborn":
+		vm.Stubborn = true
+	case "locked_drive":
+		vm.LockedDrive = true
 	case "off":
 		vm.PoweredOff = true
 	case "template":

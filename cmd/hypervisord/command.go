@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 
 	"github.com/spf13/cobra"
 
 	"hypersdk/apiserver"
+	"hypersdk/cmd/hypervisord/daemon"
 	"hypersdk/providers/connections/keys"
 )
 
@@ -20,14 +19,9 @@ const (
 	exitUsage  = 2 // the command line or the configuration is wrong
 )
 
-// failure is an error that is not the fault of the command line or the configuration.
-type failure struct{ error }
-
-func (f failure) Unwrap() error { return f.error }
-
 // execute runs the program and answers its exit code.
-func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	cmd := root(stdout, stderr)
+func execute(ctx context.Context, version string, args []string, stdout, stderr io.Writer) int {
+	cmd := root(version, stdout, stderr)
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
@@ -36,7 +30,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	for _, line := range flatten(err) {
 		fmt.Fprintf(stderr, "hypervisord: %s\n", line)
 	}
-	if errors.As(err, &failure{}) {
+	if errors.As(err, &daemon.Failure{}) {
 		return exitFailed
 	}
 	return exitUsage
@@ -44,9 +38,8 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // flatten takes joined errors apart.
 func flatten(err error) []error {
-	var f failure
-	if errors.As(err, &f) {
-		err = f.error
+	if f, ok := err.(daemon.Failure); ok { //nolint:errorlint // taken apart level by level
+		return flatten(f.Err)
 	}
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []error
@@ -73,13 +66,14 @@ vcenterurl are the same); it is --config, or $XDG_CONFIG_HOME/hypersdk/config.ya
 The API asks nobody who they are, so it listens on loopback. To listen elsewhere takes
 --insecure-listen.`
 
-func root(stdout, stderr io.Writer) *cobra.Command {
-	cfg := Default()
-	all := settings(&cfg)
+func root(version string, stdout, stderr io.Writer) *cobra.Command {
+	cfg := daemon.Default()
+	cfg.Version = version
+	settings := daemon.NewSettings(&cfg)
 	var file string
 	cmd := &cobra.Command{
 		Use: "hypervisord", Short: "Export virtual machines by durable jobs", Long: long, Args: cobra.NoArgs,
-		SilenceErrors: true, SilenceUsage: true, Version: programVersion(),
+		SilenceErrors: true, SilenceUsage: true, Version: version,
 	}
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
@@ -87,39 +81,39 @@ func root(stdout, stderr io.Writer) *cobra.Command {
 	flags := cmd.PersistentFlags()
 	flags.SortFlags, cmd.Flags().SortFlags = false, false
 	flags.StringVar(&file, "config", "", "configuration file")
-	addFlags(flags, all)
+	settings.AddFlags(flags)
 
 	configured := func() error {
-		if err := load(&cfg, all, flags, file); err != nil {
+		if err := settings.Load(flags, file); err != nil {
 			return err
 		}
 		return cfg.Validate()
 	}
-	daemon := func(p parts) func(*cobra.Command, []string) error {
+	run := func(p daemon.Parts) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, _ []string) error {
 			if err := configured(); err != nil {
 				return err
 			}
-			return run(cmd.Context(), cfg, p, newLog(stderr, cfg))
+			return daemon.Run(cmd.Context(), cfg, p, daemon.NewLog(stderr, cfg))
 		}
 	}
-	cmd.RunE = daemon(parts{api: true, worker: true})
+	cmd.RunE = run(daemon.Parts{API: true, Worker: true})
 	cmd.AddCommand(
-		&cobra.Command{Use: "worker", Short: "Run a worker alone, on a Temporal cluster", Args: cobra.NoArgs, RunE: daemon(parts{worker: true})},
-		&cobra.Command{Use: "api", Short: "Run the API alone, on a Temporal cluster", Args: cobra.NoArgs, RunE: daemon(parts{api: true})},
+		&cobra.Command{Use: "worker", Short: "Run a worker alone, on a Temporal cluster", Args: cobra.NoArgs, RunE: run(daemon.Parts{Worker: true})},
+		&cobra.Command{Use: "api", Short: "Run the API alone, on a Temporal cluster", Args: cobra.NoArgs, RunE: run(daemon.Parts{API: true})},
 		&cobra.Command{Use: "config", Short: "Show the configuration that is in force, and where it comes from", Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error {
 				if err := configured(); err != nil {
 					return err
 				}
-				return show(stdout, cfg, all)
+				return settings.Show(stdout)
 			}},
 		keygen(stdout),
 		&cobra.Command{Use: "openapi", Short: "Print the OpenAPI 3.1 document of the API", Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error { return printOpenAPI(stdout) }},
 		&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error {
-				_, err := fmt.Fprintln(stdout, "hypervisord", programVersion())
+				_, err := fmt.Fprintln(stdout, "hypervisord", version)
 				return err
 			}},
 	)
@@ -135,11 +129,11 @@ there already is left alone. To change the key, put a new one in front: the firs
 them decrypt, so every host needs the new one as a later line before any has it as the first.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := keys.Create(args[0]); err != nil {
-				return failure{err}
+				return daemon.Failure{Err: err}
 			}
 			ring, err := keys.Load(args[0])
 			if err != nil {
-				return failure{err}
+				return daemon.Failure{Err: err}
 			}
 			_, err = fmt.Fprintf(stdout, "%s: key %s\n", args[0], ring.IDs()[0])
 			return err
@@ -150,10 +144,8 @@ them decrypt, so every host needs the new one as a later line before any has it 
 func printOpenAPI(w io.Writer) error {
 	doc, err := apiserver.OpenAPI()
 	if err != nil {
-		return failure{err}
+		return daemon.Failure{Err: err}
 	}
 	_, err = w.Write(doc)
 	return err
 }
-
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -7,10 +7,15 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"hypersdk/cmd/hypervisord/daemon"
 )
+
+// version is the release, set by the linker.
+var version string
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(execute(ctx, daemon.Version(version), os.Args[1:], os.Stdout, os.Stderr))
 }

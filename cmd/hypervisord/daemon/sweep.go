@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -14,7 +14,7 @@ const sweepPace = 10 * time.Minute
 
 // startSweep deletes, now and then, credentials whose jobs are gone; a job deletes its own, unless the
 // daemon died between storing them and starting it.
-func (d *daemon) startSweep(context.Context) error {
+func (d *Daemon) startSweep(context.Context) error {
 	if !d.storesCredentials() {
 		return nil
 	}
@@ -42,7 +42,7 @@ func (d *daemon) startSweep(context.Context) error {
 }
 
 // jobEnded says whether a job has ended, or never was.
-func (d *daemon) jobEnded(ctx context.Context, job string) (bool, error) {
+func (d *Daemon) jobEnded(ctx context.Context, job string) (bool, error) {
 	w, err := d.client.DescribeWorkflowExecution(ctx, job, "")
 	var unknown *serviceerror.NotFound
 	if errors.As(err, &unknown) {

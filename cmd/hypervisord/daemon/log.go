@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -10,8 +10,8 @@ import (
 	"golang.org/x/term"
 )
 
-// newLog writes the log to w: as text where somebody reads it on a terminal, else as JSON lines.
-func newLog(w io.Writer, cfg Config) *slog.Logger {
+// NewLog writes the log to w: as text where somebody reads it on a terminal, else as JSON lines.
+func NewLog(w io.Writer, cfg Config) *slog.Logger {
 	opt := &slog.HandlerOptions{Level: cfg.LogLevel}
 	text := cfg.LogFormat == "text"
 	if f, ok := w.(*os.File); ok && cfg.LogFormat == "auto" {

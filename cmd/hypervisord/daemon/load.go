@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"bytes"
@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -20,13 +22,14 @@ import (
 
 const (
 	connectionsKey = "Connections"
+	profilesKey    = "Profiles"
 	maxConfigFile  = 1 << 20
 )
 
-// load lays file, environment and flags over the defaults that c holds: all writes into it. Viper says
-// which of them counts for a setting, but not which it was: c.origin is kept beside it. An empty file
-// is the first of the usual ones that is there.
-func load(c *Config, all []setting, flags *pflag.FlagSet, file string) error {
+// load lays file, environment and flags over the defaults that c holds: mine writes into it, and all
+// are known in the file. Viper says which of them counts for a setting, but not which it was: c.origin
+// is kept beside it. An empty file is the first of the usual ones that is there.
+func load(c *Config, mine, all []setting, flags *pflag.FlagSet, file string) error {
 	file, content, err := findFile(file)
 	if err != nil {
 		return err
@@ -37,7 +40,7 @@ func load(c *Config, all []setting, flags *pflag.FlagSet, file string) error {
 	if err := errors.Join(v.BindPFlags(flags), v.MergeConfigMap(said)); err != nil {
 		return err
 	}
-	for _, s := range all {
+	for _, s := range mine {
 		v.MustBindEnv(append([]string{s.flag}, s.variables()...)...)
 		if !v.IsSet(s.flag) {
 			continue
@@ -160,6 +163,9 @@ func readFile(c *Config, all []setting, content []byte) (said map[string]any, er
 		case name == normal(connectionsKey):
 			c.origin[connectionsKey] = line
 			c.Connections, err = decodeConnections(value)
+		case name == normal(profilesKey):
+			c.origin[profilesKey] = line
+			c.Profiles, err = decodeProfiles(value)
 		case known:
 			c.origin[s.key], said[s.flag] = line, value
 		default:
@@ -222,6 +228,38 @@ func decodeConnections(n *yaml.Node) (map[string]connections.Config, error) {
 	return out, nil
 }
 
+// Profile is flags by their names, as they are written on a command line; several values of one are
+// given in order.
+type Profile map[string][]string
+
+// decodeProfiles reads `name: {flag: value, …}`. The program that has the flags checks them.
+func decodeProfiles(n *yaml.Node) (map[string]Profile, error) {
+	var byName map[string]map[string]yaml.Node
+	if err := n.Decode(&byName); err != nil {
+		return nil, errors.New("profiles must be names, each with flags and their values")
+	}
+	out := map[string]Profile{}
+	for name, flags := range byName {
+		p := Profile{}
+		for flag, v := range flags {
+			switch {
+			case v.Kind == yaml.ScalarNode && v.Tag != "!!null":
+				p[flag] = []string{v.Value}
+			case v.Kind == yaml.SequenceNode:
+				var items []string
+				if err := v.Decode(&items); err != nil {
+					return nil, fmt.Errorf("profile %s: %s must be a value or a list of them", name, flag)
+				}
+				p[flag] = items
+			default:
+				return nil, fmt.Errorf("profile %s: %s must be a value or a list of them", name, flag)
+			}
+		}
+		out[name] = p
+	}
+	return out, nil
+}
+
 // normal is a key in one spelling: VCenterURL, vcenter_url and vcenterurl are the same.
 func normal(key string) string {
 	return strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(key))
@@ -229,7 +267,7 @@ func normal(key string) string {
 
 func unknownKey(key string, all []setting) error {
 	best, distance := "", 1+max(1, len(key)/3)
-	names := []string{connectionsKey}
+	names := []string{connectionsKey, profilesKey}
 	for _, s := range all {
 		names = append(names, s.key)
 	}
@@ -280,7 +318,7 @@ func show(w io.Writer, c Config, all []setting) error {
 		}
 		fmt.Fprintf(&b, "%-60s # %s\n", s.key+": "+s.text(), from)
 	}
-	static, err := c.connections()
+	static, err := c.Named()
 	if err != nil {
 		return err
 	}
@@ -316,3 +354,5 @@ func (s setting) text() string {
 	}
 	return string(b)
 }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

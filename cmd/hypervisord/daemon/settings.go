@@ -1,8 +1,10 @@
-package main
+package daemon
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +27,41 @@ type setting struct {
 func (s setting) variables() []string {
 	return append([]string{"HYPERSDK_" + strings.ToUpper(strings.ReplaceAll(s.flag, "-", "_"))}, s.env...)
 }
+
+// Settings are what can be configured of a Config, and the ways to do it.
+type Settings struct {
+	c    *Config
+	all  []setting
+	only []string // keys that flags and the environment set; nil: all of them
+}
+
+// NewSettings are the settings of c, which holds the defaults. With keys, flags and the environment set
+// only those of them, and so does the file, though it may hold the others: for a program that shares
+// the daemon's configuration file and not its data folder, ports or cluster.
+func NewSettings(c *Config, keys ...string) *Settings {
+	c.apart = len(keys) > 0
+	return &Settings{c: c, all: settings(c), only: keys}
+}
+
+// mine are the settings that count.
+func (s *Settings) mine() []setting {
+	if s.only == nil {
+		return s.all
+	}
+	return slices.DeleteFunc(slices.Clone(s.all), func(x setting) bool { return !slices.Contains(s.only, x.key) })
+}
+
+// AddFlags makes the settings flags.
+func (s *Settings) AddFlags(fs *pflag.FlagSet) { addFlags(fs, s.mine()) }
+
+// Load lays file, environment and flags over the defaults. An empty file is the first of the usual ones
+// that is there.
+func (s *Settings) Load(fs *pflag.FlagSet, file string) error {
+	return load(s.c, s.mine(), s.all, fs, file)
+}
+
+// Show writes the configuration as YAML, each line with where it comes from. Secrets are not shown.
+func (s *Settings) Show(w io.Writer) error { return show(w, *s.c, s.all) }
 
 // settings are all there are, in the order in which they are shown.
 func settings(c *Config) []setting {
@@ -55,7 +92,7 @@ func settings(c *Config) []setting {
 		{"AllowedOrigins", "allowed-origins", nil, false, list(&c.AllowedOrigins), "origins whose pages may call the API"},
 
 		{"DataDir", "data-dir", nil, false, str(&c.DataDir), "folder for the database, keys, logs and credentials"},
-		{"OutputRoots", "output-roots", nil, false, list(&c.OutputRoots), "folders that exports may go below; none: anywhere"},
+		{"OutputRoots", "output-roots", nil, false, list(&c.OutputRoots), "folders below which jobs may write, and read disk images; none: anywhere"},
 		{"KeyFile", "key-file", nil, false, str(&c.KeyFile), "keys that encrypt what goes through Temporal; those in the data folder where none is given"},
 
 		{"DefaultFormat", "default-format", nil, false, str(&c.DefaultFormat), "disk format of a job that names none"},

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"errors"
@@ -15,13 +15,16 @@ import (
 	"strings"
 	"time"
 
+	"hypersdk/activities"
 	"hypersdk/formats/all"
 	"hypersdk/providers"
 	"hypersdk/providers/connections"
 )
 
-// Config is everything that can be said about the daemon. See settings for where it comes from.
+// Config is everything that can be said about the daemon. See [Settings] for where it comes from.
 type Config struct {
+	Version string // of the program
+
 	// The connection "default".
 	VCenterURL string
 	Username   string
@@ -32,6 +35,8 @@ type Config struct {
 	KnownHosts string
 	// Connections are the other ones, by name.
 	Connections map[string]connections.Config
+	// Profiles are named sets of flags of programs that read the same file.
+	Profiles map[string]Profile
 
 	DaemonAddr     string
 	InsecureListen bool
@@ -60,6 +65,7 @@ type Config struct {
 	LogFormat string
 
 	file   string            // the configuration file; empty: none
+	apart  bool              // runs on its own engine, whatever the environment says of a cluster
 	origin map[string]string // where each setting comes from, by its key; absent: the default
 }
 
@@ -91,10 +97,12 @@ func defaultDataDir() string {
 func (c Config) given(key string) bool { return c.origin[key] != "" }
 
 // joins says whether the daemon works on a Temporal cluster instead of the embedded server.
-func (c Config) joins() bool { return c.TemporalAddress != "" || c.given("TemporalProfile") }
+func (c Config) joins() bool {
+	return !c.apart && (c.TemporalAddress != "" || c.given("TemporalProfile"))
+}
 
-// exposed is the configuration file, where it holds secrets that everybody on this host may read.
-func (c Config) exposed() string {
+// Exposed is the configuration file, where it holds secrets that everybody on this host may read.
+func (c Config) Exposed() string {
 	secrets := strings.HasPrefix(c.origin["Password"], c.file) || c.given(connectionsKey)
 	st, err := os.Stat(c.file)
 	if c.file == "" || !secrets || err != nil || st.Mode().Perm()&0o004 == 0 {
@@ -114,14 +122,14 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("%s%s %s", key, from, fmt.Sprintf(format, args...)))
 	}
 	for key, addr := range map[string]string{"DaemonAddr": c.DaemonAddr, "FrontendAddr": c.FrontendAddr, "UIAddr": c.UIAddr} {
-		if err := checkAddr(addr); err != nil && (key != "UIAddr" || addr != noUI) {
+		if err := checkAddr(addr); err != nil && (key != "UIAddr" || addr != NoUI) {
 			say(key, "%s", err)
 		}
 	}
 	if checkAddr(c.DaemonAddr) == nil && !c.InsecureListen && !isLoopback(c.DaemonAddr) {
 		say("DaemonAddr", "is %s, which others can reach, and the API asks nobody who they are; put a proxy that does before 127.0.0.1, or say --insecure-listen", c.DaemonAddr)
 	}
-	if names := formatNames(); !slices.Contains(names, c.DefaultFormat) {
+	if names := FormatNames(); !slices.Contains(names, c.DefaultFormat) {
 		say("DefaultFormat", "is %q; there are: %s", c.DefaultFormat, strings.Join(names, ", "))
 	}
 	for key, n := range map[string]struct{ is, least, most int }{
@@ -158,7 +166,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-const noUI = "off"
+// NoUI is the UIAddr of a daemon without the Temporal Web UI.
+const NoUI = "off"
 
 func checkAddr(addr string) error {
 	_, port, err := net.SplitHostPort(addr)
@@ -177,18 +186,20 @@ func isLoopback(addr string) bool {
 	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
-func formatNames() []string {
+// FormatNames are the formats of exports of this program, sorted.
+func FormatNames() []string {
 	var names []string
 	for _, f := range all.Formats() {
 		names = append(names, f.Name)
 	}
+	names = append(names, activities.Packages()...)
 	slices.Sort(names)
 	return names
 }
 
-// connections is every configured connection: those by name, and "default" from the settings of their
+// Named is every configured connection: those by name, and "default" from the settings of their
 // own, which the environment may give.
-func (c Config) connections() (map[string]connections.Config, error) {
+func (c Config) Named() (map[string]connections.Config, error) {
 	static := maps.Clone(c.Connections)
 	if c.VCenterURL == "" {
 		return static, nil

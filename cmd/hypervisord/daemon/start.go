@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -29,6 +29,7 @@ import (
 	"hypersdk/worker"
 	"hypersdk/worker/codec"
 	"hypersdk/worker/embedded"
+	"hypersdk/workflows/job"
 )
 
 const (
@@ -36,10 +37,11 @@ const (
 	workerTimeout = 18 * time.Second // for what runs to come to a durable end
 )
 
-func drivers() providers.Set { return all.Drivers() }
+// Drivers are the kinds of platform of this program.
+func Drivers() providers.Set { return all.Drivers() }
 
 // prepareData makes sure that the data folder can be used.
-func (d *daemon) prepareData(context.Context) error {
+func (d *Daemon) prepareData(context.Context) error {
 	if err := os.MkdirAll(d.cfg.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data folder %s cannot be made: %w (--data-dir)", d.cfg.DataDir, plainly(err))
 	}
@@ -61,13 +63,13 @@ func plainly(err error) error {
 
 // listen takes the ports before anything is started. Who calls before the API answers has to wait,
 // and is not refused.
-func (d *daemon) listen(context.Context) (err error) {
-	if d.parts.api {
+func (d *Daemon) listen(context.Context) (err error) {
+	if d.parts.API && d.apiListener == nil {
 		if d.apiListener, err = take(d.cfg.DaemonAddr, "--daemon-addr"); err != nil {
 			return err
 		}
 	}
-	if !d.cfg.joins() && d.cfg.UIAddr != noUI {
+	if !d.cfg.joins() && d.cfg.UIAddr != NoUI {
 		d.uiListener, err = d.takeOrMove("UIAddr", d.cfg.UIAddr, "--ui-addr", "Temporal Web UI")
 	}
 	return err
@@ -86,7 +88,7 @@ func take(addr, flag string) (net.Listener, error) {
 }
 
 // takeOrMove listens on any free port where nobody asked for this one and it is taken.
-func (d *daemon) takeOrMove(key, addr, flag, what string) (net.Listener, error) {
+func (d *Daemon) takeOrMove(key, addr, flag, what string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if !errors.Is(err, syscall.EADDRINUSE) || d.cfg.given(key) {
 		if err == nil {
@@ -104,7 +106,7 @@ func (d *daemon) takeOrMove(key, addr, flag, what string) (net.Listener, error) 
 	return l, err
 }
 
-func (d *daemon) startTemporal(context.Context) error {
+func (d *Daemon) startTemporal(context.Context) error {
 	if d.cfg.joins() {
 		return nil
 	}
@@ -123,7 +125,7 @@ func (d *daemon) startTemporal(context.Context) error {
 }
 
 // codecEndpoint is where a browser on this host has payloads decoded.
-func (d *daemon) codecEndpoint() string {
+func (d *Daemon) codecEndpoint() string {
 	if d.apiListener == nil {
 		return ""
 	}
@@ -134,7 +136,8 @@ func (d *daemon) codecEndpoint() string {
 	return "http://127.0.0.1:" + port + "/codec"
 }
 
-func (d *daemon) temporalUI() string {
+// TemporalUI is the URL of the Temporal Web UI; "" where there is none.
+func (d *Daemon) TemporalUI() string {
 	switch {
 	case d.cfg.joins():
 		return d.cfg.TemporalUI
@@ -145,7 +148,7 @@ func (d *daemon) temporalUI() string {
 }
 
 // loadKeys takes the keys of the key file, or else those in the data folder.
-func (d *daemon) loadKeys(context.Context) (err error) {
+func (d *Daemon) loadKeys(context.Context) (err error) {
 	if d.cfg.KeyFile != "" {
 		d.ring, err = keys.Load(d.cfg.KeyFile)
 	} else {
@@ -157,7 +160,7 @@ func (d *daemon) loadKeys(context.Context) (err error) {
 	return err
 }
 
-func (d *daemon) dial(ctx context.Context) error {
+func (d *Daemon) dial(ctx context.Context) error {
 	var o client.Options
 	if d.cfg.joins() {
 		var err error
@@ -189,12 +192,12 @@ func (d *daemon) dial(ctx context.Context) error {
 // openConnections reads the store of credentials wherever there is a worker. A worker on a cluster
 // finds there what a daemon with the same data folder has stored. An API beside a worker has sessions
 // of its own.
-func (d *daemon) openConnections(static map[string]connections.Config) error {
+func (d *Daemon) openConnections(static map[string]connections.Config) error {
 	o := connections.Options{
-		Drivers: drivers(), Static: static, Log: d.log, Sealer: d.ring.Sealer(connections.SealLabel),
+		Drivers: Drivers(), Static: static, Log: d.log, Sealer: d.ring.Sealer(connections.SealLabel),
 		Sessions: filepath.Join(d.cfg.DataDir, "sessions"),
 	}
-	if d.parts.worker {
+	if d.parts.Worker {
 		o.Dir = filepath.Join(d.cfg.DataDir, "connections")
 	} else {
 		o.Sessions += "-api"
@@ -206,14 +209,14 @@ func (d *daemon) openConnections(static map[string]connections.Config) error {
 
 // storesCredentials says whether a job may bring credentials. On a cluster they would lie on a host
 // that the job need not come to.
-func (d *daemon) storesCredentials() bool { return !d.cfg.joins() }
+func (d *Daemon) storesCredentials() bool { return !d.cfg.joins() }
 
-func (d *daemon) startWorker(context.Context) error {
-	if !d.parts.worker {
+func (d *Daemon) startWorker(context.Context) error {
+	if !d.parts.Worker {
 		return nil
 	}
 	c := worker.DefaultConfig()
-	c.Data, c.Version, c.Roots, c.Format = d.cfg.DataDir, programVersion(), d.cfg.OutputRoots, d.cfg.DefaultFormat
+	c.Data, c.Version, c.Roots, c.Format = d.cfg.DataDir, d.cfg.Version, d.cfg.OutputRoots, d.cfg.DefaultFormat
 	c.Workers, c.Places, c.Limit = d.cfg.DownloadWorkers, d.cfg.HostJobs, d.cfg.MaxJobs
 	c.HostAway, c.Paces.Exhausted = d.cfg.HostAway, d.cfg.SpacePace
 	c.Namespace, c.StopTimeout = d.namespace, workerTimeout
@@ -222,7 +225,7 @@ func (d *daemon) startWorker(context.Context) error {
 		c.Limit = 0 // whoever was told a limit says it
 	}
 	w, err := worker.New(c, d.client, worker.Deps{
-		Log: d.log, Connections: d.connections, Format: formats.ByName, OnFatal: func(err error) { d.fail(err) },
+		Log: d.log, Connections: d.connections, Format: formats.ByName, Probe: formats.Probe, OnFatal: func(err error) { d.fail(err) },
 	})
 	if err != nil {
 		return err
@@ -234,15 +237,15 @@ func (d *daemon) startWorker(context.Context) error {
 	return nil
 }
 
-func (d *daemon) startAPI(context.Context) error {
-	if !d.parts.api {
+func (d *Daemon) startAPI(context.Context) error {
+	if !d.parts.API {
 		return nil
 	}
 	deps := apiserver.Deps{
 		Temporal: d.client, Converter: d.codec.DataConverter(), Failures: d.codec.FailureConverter(),
 		Connections: d.connections, CanStoreCredentials: d.storesCredentials(),
-		Providers: providerKinds(), Formats: formatNames(), Version: programVersion(),
-		TemporalUI: d.temporalUI(), Codec: d.codec.Handler(), Log: d.log,
+		Providers: providerKinds(), Formats: FormatNames(), Features: features(), Version: d.cfg.Version,
+		TemporalUI: d.TemporalUI(), Codec: d.codec.Handler(), Log: d.log,
 	}
 	if d.worker != nil && !d.cfg.joins() {
 		deps.Logs = d.worker.Logs().Read
@@ -270,20 +273,32 @@ func (d *daemon) startAPI(context.Context) error {
 }
 
 // fail ends the daemon because of a part that cannot go on.
-func (d *daemon) fail(err error) {
+func (d *Daemon) fail(err error) {
 	select {
 	case d.failed <- err:
 	default: // it ends already
 	}
 }
 
+// features are the fields of a job that not every build honours, and this one does.
+func features() []string { return []string{job.FeatureRemoveCDROM} }
+
+// Caps is what a job may ask of this build.
+func Caps() job.Caps {
+	c := job.Caps{Formats: FormatNames(), Features: features()}
+	for _, k := range providerKinds() {
+		c.Transports = append(c.Transports, k.Transports...)
+	}
+	return c
+}
+
 func providerKinds() []api.ProviderKind {
 	var kinds []api.ProviderKind
-	for _, d := range drivers() {
+	for _, d := range Drivers() {
 		k := api.ProviderKind{Kind: d.Kind, Title: d.Title, Capabilities: []string{}, Transports: []string{}}
 		if d.Kind == vsphere.Kind {
 			// What a provider can do is in its type; no connection is needed to know.
-			k.Capabilities, k.Transports = providers.Capabilities((*vsphere.Provider)(nil)), []string{vsphere.Datastore}
+			k.Capabilities, k.Transports = providers.Capabilities((*vsphere.Provider)(nil)), []string{vsphere.Datastore, vsphere.NFC}
 		}
 		kinds = append(kinds, k)
 	}

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"bytes"
@@ -86,7 +86,7 @@ OutputRoots: [/exports, /more]
 	require.Equal(t, slog.LevelWarn, cfg.LogLevel)
 	require.Equal(t, 3, cfg.DownloadWorkers)
 	require.Equal(t, []string{"/exports", "/more"}, cfg.OutputRoots)
-	static, err := cfg.connections()
+	static, err := cfg.Named()
 	require.NoError(t, err)
 	require.JSONEq(t, `{"server":"vc.example.com","username":"administrator@vsphere.local","password":"`+password+`","insecure":true}`,
 		string(static["default"].Config))
@@ -127,7 +127,7 @@ func TestEnvironmentOfOthers(t *testing.T) {
 	require.Equal(t, slog.LevelError, cfg.LogLevel)
 	require.True(t, cfg.joins())
 	require.Equal(t, "vms", cfg.TemporalNamespace)
-	static, err := cfg.connections()
+	static, err := cfg.Named()
 	require.NoError(t, err)
 	require.JSONEq(t, `{"server":"https://vc.example.com/sdk","username":"u","password":"`+password+`","insecure":true,"ca_file":"/ca.pem","known_hosts":"/known"}`,
 		string(static["default"].Config))
@@ -202,20 +202,20 @@ connections:
 `
 	cfg, _, err := loadWith(t, two, nil)
 	require.NoError(t, err)
-	static, err := cfg.connections()
+	static, err := cfg.Named()
 	require.NoError(t, err)
 	require.JSONEq(t, `{"server":"prod.example.com","keep_alive":"1m"}`, string(static["Prod-VC"].Config), "names keep their case")
 	require.JSONEq(t, `{"server":"default.example.com"}`, string(static["default"].Config))
 
 	cfg, _, err = loadWith(t, two, map[string]string{"GOVC_URL": "env.example.com"})
 	require.NoError(t, err)
-	static, err = cfg.connections()
+	static, err = cfg.Named()
 	require.NoError(t, err)
 	require.JSONEq(t, `{"server":"env.example.com"}`, string(static["default"].Config), "the environment goes before the file")
 
 	cfg, _, err = loadWith(t, "VCenterURL: again.example.com\n"+two, nil)
 	require.NoError(t, err)
-	_, err = cfg.connections()
+	_, err = cfg.Named()
 	require.ErrorContains(t, err, "given twice")
 }
 
@@ -265,7 +265,7 @@ func TestAWrongPasswordFieldIsNotShown(t *testing.T) {
 	for _, fields := range []string{"password: {" + password + ": 1}", "pasword: " + password, "port: " + password} {
 		cfg, _, err := loadWith(t, "connections: {a: {kind: vsphere, server: x, username: y, "+fields+"}}", nil)
 		require.NoError(t, err)
-		d := daemon{cfg: cfg, parts: parts{api: true, worker: true}}
+		d := Daemon{cfg: cfg, parts: Parts{API: true, Worker: true}}
 		_, err = d.check()
 		require.ErrorContains(t, err, "connection a")
 		require.NotContains(t, err.Error(), password)
@@ -287,7 +287,7 @@ func TestAFileWithSecretsThatOthersMayRead(t *testing.T) {
 			cfg, _, err := loadWith(t, c.file, nil)
 			require.NoError(t, err)
 			require.NoError(t, os.Chmod(cfg.file, c.mode))
-			require.Equal(t, c.want, cfg.exposed() != "")
+			require.Equal(t, c.want, cfg.Exposed() != "")
 		})
 	}
 }
@@ -338,7 +338,7 @@ func loadFrom(t *testing.T, file string, env map[string]string, args ...string) 
 	flags.SetOutput(io.Discard)
 	addFlags(flags, all)
 	require.NoError(t, flags.Parse(args))
-	err := load(&cfg, all, flags, file)
+	err := load(&cfg, all, all, flags, file)
 	return cfg, all, err
 }
 
