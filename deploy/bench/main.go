@@ -35,10 +35,12 @@ const (
 
 func main() {
 	rounds := flag.Int("rounds", 3, "rounds of each transfer; the median counts")
-	only := flag.String("only", "", "comma-separated parts: start, list, transfer, memory, latency")
+	only := flag.String("only", "", "comma-separated parts: start, list, transfer, lease, lease-memory, memory, latency, convert, chain")
+	match := flag.String("match", "", "of convert, only the lines whose name contains this")
+	disks := flag.String("disks", "", "of convert, folder in which the disks are made, and kept for the next run; a temporary one by default")
 	dir := flag.String("dir", "", "folder to work in; a temporary one by default")
 	flag.Parse()
-	if err := run(*rounds, *only, *dir); err != nil {
+	if err := run(*rounds, *only, *match, *disks, *dir); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -48,14 +50,16 @@ func main() {
 type bench struct {
 	dir, bin string
 	rounds   int
+	match    string // of the names of conversions
+	disks    string // where those that are converted are kept
 	sim      string // URL of the fake vCenter
 	daemon   *exec.Cmd
 	api      *client.Client
 	rows     [][]string
 }
 
-func run(rounds int, only, dir string) (err error) {
-	b := &bench{rounds: rounds}
+func run(rounds int, only, match, disks, dir string) (err error) {
+	b := &bench{rounds: rounds, match: match, disks: disks}
 	if b.bin, err = filepath.Abs("bin"); err != nil {
 		return err
 	}
@@ -63,16 +67,18 @@ func run(rounds int, only, dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
-	stopSim, err := b.startSim()
-	if err != nil {
-		return err
+	if only != "convert" && only != "chain" { // which need no daemon
+		stopSim, err := b.startSim()
+		if err != nil {
+			return err
+		}
+		defer stopSim()
+		defer b.stop()
 	}
-	defer stopSim()
-	defer b.stop()
 	for _, part := range []struct {
 		name string
 		do   func(context.Context) error
-	}{{"start", b.start}, {"list", b.list}, {"transfer", b.transfers}, {"memory", b.memory}, {"latency", b.latency}} {
+	}{{"start", b.start}, {"list", b.list}, {"transfer", b.transfers}, {"lease", b.leases}, {"lease-memory", b.leaseMemory}, {"memory", b.memory}, {"latency", b.latency}, {"convert", b.convert}, {"chain", b.chain}} {
 		if only != "" && !slices.Contains(strings.Split(only, ","), part.name) {
 			continue
 		}
