@@ -48,7 +48,7 @@ func run(t *testing.T, program string, args func(socket string) []string) string
 	if _, err := exec.LookPath(program); err != nil {
 		t.Skipf("%s is not installed", program)
 	}
-	dir, err := os.MkdirTemp("", "nbd") // a socket's path is short
+	dir, err := os.MkdirTemp("", "nbd") //nolint:usetesting // the path of a socket has to be short
 	require.NoError(t, err)
 	socket := filepath.Join(dir, "s")
 	var stderr bytes.Buffer
