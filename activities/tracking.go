@@ -2,6 +2,7 @@ package activities
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 
 	"hypersdk/providers"
@@ -20,7 +21,11 @@ type TrackingRequest struct {
 func (c *Control) Tracking(ctx context.Context, in TrackingRequest) (providers.TrackingStatus, error) {
 	return touch(ctx, c.Site, in.Touch, TrackingActivity, func(ctx context.Context, p providers.ChangeTracker, log *slog.Logger) (providers.TrackingStatus, error) {
 		if in.Want != nil {
-			if err := p.SetTracking(ctx, in.VM, *in.Want); err != nil {
+			err := p.SetTracking(ctx, in.VM, *in.Want)
+			if errors.Is(err, providers.Precondition) {
+				err = final(err) // snapshots do not go away while somebody waits
+			}
+			if err != nil {
 				return providers.TrackingStatus{}, err
 			}
 			log.Info("change tracking", "vm", in.VM, "on", *in.Want)

@@ -104,14 +104,14 @@ func (p *Provider) Tracking(ctx context.Context, vm providers.VMID) (providers.T
 		if !ok {
 			continue
 		}
-		one := providers.DiskTracking{ID: diskID(d), Label: label(&d.VirtualDevice), ChangeID: changeID(d.Backing)}
-		one.Tracked = s.Enabled && one.ChangeID != ""
-		one.Missing = m.untrackedDisk(d)
+		one := providers.DiskTracking{ID: diskID(d), Label: label(&d.VirtualDevice), Missing: m.untrackedDisk(d)}
+		id := changeID(d.Backing)
 		switch {
-		case one.Missing != "":
-			one.Tracked = false
-		case s.Supported && s.Enabled && !one.Tracked:
+		case one.Missing != "" || !s.Supported || !s.Enabled:
+		case id == "":
 			one.Missing, waits = "tracking has not started yet", true
+		default:
+			one.Tracked, one.ChangeID = true, id
 		}
 		tracked = tracked || one.Tracked
 		s.Disks = append(s.Disks, one)
@@ -247,16 +247,12 @@ func (q *query) run(ctx context.Context, since cbt.Point) (cbt.Changes, error) {
 	if err != nil {
 		return cbt.Changes{}, err
 	}
-	// What was told holds only if the snapshot is still the one that was asked about, and tracked.
+	// What was told holds only if the snapshot was there, and its VM tracked, all the time.
 	if m, err = q.p.machine(ctx, q.ref.VM, trackingProps); err != nil {
 		return cbt.Changes{}, err
 	}
-	again, err := q.point(ctx, m)
-	if err != nil {
+	if _, err := q.point(ctx, m); err != nil {
 		return cbt.Changes{}, err
-	}
-	if again != to {
-		return cbt.Changes{}, q.lost("its tracking began anew while it was asked (from %s to %s)", to, again)
 	}
 	return cbt.Changes{From: since, To: to, By: cbt.Tracked, Ranges: ranges}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vmware/govmomi"
@@ -293,6 +294,34 @@ func TestHardwareThatIsTooOld(t *testing.T) {
 	err = g.p.SetTracking(t.Context(), g.id, true)
 	require.ErrorIs(t, err, providers.Unsupported)
 	require.ErrorContains(t, err, "upgrade the virtual hardware")
+}
+
+// What is told while tracking is switched off, or the snapshot deleted, need not be all.
+func TestTrackingEndsWhileItIsAsked(t *testing.T) {
+	for name, c := range map[string]struct {
+		end    func(g *guest, s providers.Snapshot)
+		reason providers.Reason
+	}{
+		"switched off": {func(g *guest, _ providers.Snapshot) { g.track(false) }, providers.TrackingLost},
+		"deleted":      {func(g *guest, s providers.Snapshot) { g.drop(s) }, providers.NotFound},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGuest(t, vspheretest.Options{}, vspheretest.VM{})
+			g.track(true)
+			s := g.snap()
+			before := g.server.Calls()["QueryChangedDiskAreas"]
+			in := inject(t, g.server, vspheretest.Fault{Call: "QueryChangedDiskAreas", Delay: vspheretest.Duration(500 * time.Millisecond)})
+			defer in.Remove()
+			told := make(chan error, 1)
+			go func() {
+				_, err := g.changes(s, 0, "")
+				told <- err
+			}()
+			require.Eventually(t, func() bool { return g.server.Calls()["QueryChangedDiskAreas"] > before }, 10*time.Second, time.Millisecond)
+			c.end(g, s)
+			require.ErrorIs(t, <-told, c.reason)
+		})
+	}
 }
 
 // Whatever call fails, nothing is told that is not so, and asked again it works.
