@@ -118,7 +118,7 @@ func TestConversionSurvivesAKill(t *testing.T) {
 			target, again := filepath.Join(out, "killed."+c.to), filepath.Join(out, "whole."+c.to)
 			r := one(c.source, c.from, c.to, target)
 			c.change(&r.Conversion)
-			r.LimitMBps = 60
+			r.LimitMBps = 30
 			id := l.convert(r)
 			l.moved(id, 120*mib)
 			l.daemon.kill()

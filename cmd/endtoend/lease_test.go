@@ -243,7 +243,7 @@ func TestLeaseIsLostInTheMiddle(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, vspheretest.Options{VMs: []vspheretest.VM{vm("web-01", 40*mib, mib)}, LeaseTimeout: 4 * time.Second})
 	l.up()
-	in := inject(t, l, vspheretest.Fault{File: "disk-0.vmdk", Rate: 4 * mib})
+	in := inject(t, l, vspheretest.Fault{File: "disk-0.vmdk", Rate: mib})
 	id := l.submit(l.leaseSpec("web-01", "qcow2"))
 	l.until(id, time.Minute, "the small disk is whole", func(j job.Job) bool {
 		return j.Progress != nil && len(j.Progress.Disks) == 2 && j.Progress.Disks[1].Done == mib && j.Progress.Disks[0].Read > 0

@@ -27,14 +27,15 @@ func newPane(t *testing.T, width, height int, env []string, dir, program string,
 	p := &pane{t, fmt.Sprintf("hypersdk-%d-%d", os.Getpid(), lastPort.Add(1))}
 	script := filepath.Join(t.TempDir(), "run")
 	var b strings.Builder
-	b.WriteString("#!/bin/sh\n")
+	b.WriteString("trap : INT\n") // Ctrl-C is for the program
 	for _, e := range append(env, "TERM=screen-256color", "LC_ALL=C.UTF-8") {
 		name, value, _ := strings.Cut(e, "=")
 		fmt.Fprintf(&b, "export %s='%s'\n", name, value)
 	}
 	fmt.Fprintf(&b, "cd '%s'\n'%s' %s\necho \"exit code $?.\"\nexec cat\n", dir, filepath.Join(bin, program), strings.Join(args, " "))
 	require.NoError(t, os.WriteFile(script, []byte(b.String()), 0o700))
-	p.tmux("-f", "/dev/null", "new-session", "-d", "-x", fmt.Sprint(width), "-y", fmt.Sprint(height), script)
+	// By the shell: a file that was just written may still be open in a process that another test is starting.
+	p.tmux("-f", "/dev/null", "new-session", "-d", "-x", fmt.Sprint(width), "-y", fmt.Sprint(height), "sh '"+script+"'")
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the screen:\n%s", p.screen())
