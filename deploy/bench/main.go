@@ -401,6 +401,12 @@ func (b *bench) latency(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := wait(time.Minute, func() bool { // else what is submitted next may come first
+		running, err := b.api.Jobs(ctx, api.Query{Status: api.States{job.Running}})
+		return err == nil && len(running.Jobs) == 4 && !slices.ContainsFunc(running.Jobs, func(j job.Job) bool { return j.Progress.Phase != job.Transfer })
+	}); err != nil {
+		return fmt.Errorf("four jobs that run: %w", err)
+	}
 	const rate, seconds = 20, 30
 	var (
 		mu      sync.Mutex
