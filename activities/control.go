@@ -17,7 +17,7 @@ import (
 
 // Ask looks for the VM and puts the job into the queue of admission.
 func (c *Control) Ask(ctx context.Context, in AskRequest) (Asked, error) {
-	return step(ctx, c.Site, in.Job, AskActivity, func(ctx context.Context, log *slog.Logger) (Asked, error) {
+	return inquiry(ctx, c.Site, in.Job, AskActivity, func(ctx context.Context, log *slog.Logger) (Asked, error) {
 		_, inv, err := open[providers.Inventory](ctx, c.Site, in.Spec.Connection)
 		if err != nil {
 			return Asked{}, err

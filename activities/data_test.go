@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,6 +96,17 @@ func TestTransferIsTakenUp(t *testing.T) {
 }
 
 // An attempt whose predecessor died after its last byte has nothing left to read.
+func TestNothingIsChangedBeforeWhatLedToItIsDurable(t *testing.T) {
+	b := newBench(t)
+	b.site.deps.Durable = func(context.Context) error { return syscall.EIO }
+	_, err := b.prepare()
+	require.ErrorContains(t, err, "input/output error")
+	require.Empty(t, b.names())
+	b.site.deps.Durable = func(context.Context) error { return nil }
+	_, err = b.prepare()
+	require.NoError(t, err)
+}
+
 func TestADiskThatWasNotFrozenIsNotTakenForGood(t *testing.T) {
 	b := newBench(t)
 	_, err := b.prepare()

@@ -124,4 +124,13 @@ type Deps struct {
 	// Probe recognises the format of a file by its content.
 	Probe  func(r io.ReaderAt, size int64) (formats.Format, error)
 	Engine Engine
+	// Durable returns when what led to an activity is on the disk. Nil where it always is.
+	Durable func(context.Context) error
+}
+
+func (d Deps) durable(ctx context.Context) error {
+	if d.Durable == nil {
+		return nil
+	}
+	return d.Durable(ctx)
 }

@@ -72,8 +72,19 @@ type Data struct{ *Site }
 // logger writes into the log of a job, and into that of the program.
 func (s *Site) logger(job string) *slog.Logger { return s.logs.Logger(s.deps.Log, job) }
 
-// step runs a short activity: it beats, logs a failure, and gives it its meaning.
+// step runs a short activity that may change something: what led to it is durable before.
 func step[Out any](ctx context.Context, s *Site, job, name string, do func(context.Context, *slog.Logger) (Out, error)) (Out, error) {
+	return inquiry(ctx, s, job, name, func(ctx context.Context, log *slog.Logger) (Out, error) {
+		if err := s.deps.durable(ctx); err != nil {
+			var none Out
+			return none, err
+		}
+		return do(ctx, log)
+	})
+}
+
+// inquiry runs a short activity: it beats, logs a failure, and gives it its meaning.
+func inquiry[Out any](ctx context.Context, s *Site, job, name string, do func(context.Context, *slog.Logger) (Out, error)) (Out, error) {
 	stop := s.alive(ctx)
 	log := s.logger(job)
 	out, err := do(ctx, log)

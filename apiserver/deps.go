@@ -39,6 +39,9 @@ type Config struct {
 type Deps struct {
 	// Temporal is the truth about jobs. A client.Client is one.
 	Temporal Temporal
+	// Durable returns when what Temporal has taken down is on the disk: nothing is promised before. Nil
+	// where Temporal promises nothing sooner either.
+	Durable func(context.Context) error
 	// Converter and Failures are those of the Temporal client; nil are the SDK's defaults.
 	Converter converter.DataConverter
 	Failures  converter.FailureConverter

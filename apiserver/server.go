@@ -58,7 +58,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		return nil, errors.New("api: Temporal and Connections are required")
 	}
 	s := &Server{
-		cfg: cfg, deps: deps, temporal: deps.Temporal, converter: deps.Converter, failures: deps.Failures,
+		cfg: cfg, deps: deps, temporal: promising(deps), converter: deps.Converter, failures: deps.Failures,
 		log: deps.Log, begun: time.Now(), patience: defaultPatience(), recent: &recent{},
 		caps: job.Caps{Formats: deps.Formats, Transports: transports(deps.Providers), Features: deps.Features},
 	}

@@ -62,7 +62,7 @@ func (s *Server) startJob(ctx context.Context, b newJob) (id string, err error) 
 	again, cancel := context.WithTimeout(context.WithoutCancel(ctx), quickTimeout)
 	defer cancel()
 	if _, derr := s.describe(again, id); derr == nil {
-		return id, nil
+		return id, s.deps.durable(again)
 	}
 	return "", fmt.Errorf("start %s: %w", b.what, err)
 }

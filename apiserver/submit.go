@@ -173,7 +173,7 @@ func (b *batch) settle(ctx context.Context, id string, j *submitted, cause error
 	var answer *api.Error
 	switch {
 	case err == nil:
-		return nil
+		return b.s.deps.durable(ctx)
 	case j.VCenter != nil && errors.As(err, &answer) && answer.Status == http.StatusNotFound:
 		return errors.Join(cause, b.s.deps.Connections.Forget(ctx, j.Connection))
 	}

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -52,6 +53,8 @@ type Deps struct {
 	Format func(name string) (formats.Format, error)
 	// Probe recognises the format of a file by its content.
 	Probe func(r io.ReaderAt, size int64) (formats.Format, error)
+	// Durable returns when what Temporal has taken down is on the disk; nil where that is its own affair.
+	Durable func(context.Context) error
 	// OnFatal is told when the worker cannot go on (its namespace is gone, …); nil: only logged.
 	OnFatal func(error)
 }

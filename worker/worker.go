@@ -45,7 +45,7 @@ func New(cfg Config, c client.Client, deps Deps) (*Worker, error) {
 	}
 	e := &engine{client: c, limit: cfg.Limit, namespace: cfg.Namespace}
 	site, err := activities.New(cfg.Config, activities.Deps{
-		Log: deps.Log, Connections: deps.Connections, Format: deps.Format, Probe: deps.Probe, Engine: e,
+		Log: deps.Log, Connections: deps.Connections, Format: deps.Format, Probe: deps.Probe, Engine: e, Durable: deps.Durable,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("worker: %w", err)

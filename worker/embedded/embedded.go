@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -113,6 +114,25 @@ func (s *Server) start(o Options) error {
 
 // FrontendAddr is where clients reach the server.
 func (s *Server) FrontendAddr() string { return s.frontend }
+
+// Durable returns when everything that the server has taken down is on the disk. Whoever promises
+// something to somebody outside, or does there what cannot be undone, waits for it first: then no failure
+// of the machine makes the server forget what led to that.
+func (s *Server) Durable(context.Context) error {
+	// What is taken down goes into the log of SQLite, which is carried over into the database after it
+	// was synced itself. No lock is held on the log: closing it takes none away from SQLite.
+	wal, err := os.Open(s.database + "-wal")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // all is in the database
+	}
+	if err != nil {
+		return fmt.Errorf("embedded server: %w", err)
+	}
+	if err := errors.Join(wal.Sync(), wal.Close()); err != nil {
+		return fmt.Errorf("embedded server: what jobs did cannot be made durable: %w", err)
+	}
+	return nil
+}
 
 // Stop ends the server; workers and clients are stopped before. Whatever it does not manage in some
 // seconds is abandoned, which costs nothing: the database is whole at every moment.

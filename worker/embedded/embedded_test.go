@@ -29,7 +29,9 @@ func TestAWorkflowOutlivesTheServer(t *testing.T) {
 	s := start(t, embedded.Options{DataDir: dir, FrontendAddr: anyPort})
 	run, err := dial(t, s).ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "w", TaskQueue: "q"}, "double", 21)
 	require.NoError(t, err)
+	require.NoError(t, s.Durable(t.Context()))
 	require.NoError(t, s.Stop())
+	require.NoError(t, s.Durable(t.Context()), "what has been stopped has nothing left to sync")
 
 	s = start(t, embedded.Options{DataDir: dir, FrontendAddr: anyPort})
 	c := dial(t, s)

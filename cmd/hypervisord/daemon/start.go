@@ -225,7 +225,8 @@ func (d *Daemon) startWorker(context.Context) error {
 		c.Limit = 0 // whoever was told a limit says it
 	}
 	w, err := worker.New(c, d.client, worker.Deps{
-		Log: d.log, Connections: d.connections, Format: formats.ByName, Probe: formats.Probe, OnFatal: func(err error) { d.fail(err) },
+		Log: d.log, Connections: d.connections, Format: formats.ByName, Probe: formats.Probe, Durable: d.durable(),
+		OnFatal: func(err error) { d.fail(err) },
 	})
 	if err != nil {
 		return err
@@ -237,12 +238,20 @@ func (d *Daemon) startWorker(context.Context) error {
 	return nil
 }
 
+// durable makes what the embedded server has taken down durable; a cluster sees to that itself.
+func (d *Daemon) durable() func(context.Context) error {
+	if d.temporal == nil {
+		return nil
+	}
+	return d.temporal.Durable
+}
+
 func (d *Daemon) startAPI(context.Context) error {
 	if !d.parts.API {
 		return nil
 	}
 	deps := apiserver.Deps{
-		Temporal: d.client, Converter: d.codec.DataConverter(), Failures: d.codec.FailureConverter(),
+		Temporal: d.client, Durable: d.durable(), Converter: d.codec.DataConverter(), Failures: d.codec.FailureConverter(),
 		Connections: d.connections, CanStoreCredentials: d.storesCredentials(),
 		Providers: providerKinds(), Formats: FormatNames(), Features: features(), Version: d.cfg.Version,
 		TemporalUI: d.TemporalUI(), Codec: d.codec.Handler(), Log: d.log,
