@@ -40,16 +40,10 @@ func (d *Data) CheckPackage(ctx context.Context, in CheckPackageRequest) (out Ch
 	work, stop := d.watch(ctx, m)
 	defer stop()
 	out, err = d.checkPackage(work, in, m, limit)
-	switch {
-	case err == nil:
+	if err == nil {
 		log.Info("the package is what its manifest says", "stored", out.Stored, "sha256", out.SHA256)
-		return out, nil
-	case cancelled(ctx):
-		err = context.Canceled
-	case work.Err() != nil && ctx.Err() == nil:
-		err = context.Cause(work)
 	}
-	return out, d.failed(ctx, log, CheckPackageActivity, err)
+	return out, d.failed(ctx, log, CheckPackageActivity, broken(ctx, work, err))
 }
 
 func (d *Data) checkPackage(ctx context.Context, in CheckPackageRequest, m *meter, limit *throttle) (CheckedPackage, error) {

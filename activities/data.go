@@ -234,16 +234,10 @@ func (d *Data) VerifyDisk(ctx context.Context, in VerifyRequest) (out Verified, 
 
 	began := time.Now()
 	out, err = d.verify(work, in, m, limit)
-	switch {
-	case err == nil:
+	if err == nil {
 		log.Info("verified", "took", time.Since(began).Round(time.Millisecond).String(), "digest", in.Digest, "sha256", out.SHA256)
-		return out, nil
-	case cancelled(ctx):
-		err = context.Canceled
-	case work.Err() != nil && ctx.Err() == nil:
-		err = context.Cause(work)
 	}
-	return out, d.failed(ctx, log, VerifyActivity, err)
+	return out, d.failed(ctx, log, VerifyActivity, broken(ctx, work, err))
 }
 
 func (d *Data) verify(ctx context.Context, in VerifyRequest, m *meter, limit *throttle) (Verified, error) {

@@ -228,42 +228,14 @@ func (u *unpacking) damage(ctx context.Context, p *openedPackage) error {
 	return nil
 }
 
-// watch beats with the progress of all files, until the answer is called. When the worker stops, the
-// attempt is broken off at once: nothing of it could be kept.
+// watch watches over all files. When the worker stops, the attempt is broken off at once: nothing of it
+// could be kept.
 func (u *unpacking) watch(ctx context.Context) (context.Context, func()) {
-	ctx, cut := context.WithCancelCause(ctx)
-	beat := func() {
-		lines := make([]any, len(u.files))
-		for i, f := range u.files {
-			lines[i] = f.m.now()
-		}
-		activity.RecordHeartbeat(ctx, lines...)
+	w := watching{stall: u.Stall, stops: "the worker stops; the import begins anew"}
+	for _, f := range u.files {
+		w.meters = append(w.meters, f.m)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(min(time.Second/2, u.Heartbeat/4))
-		defer tick.Stop()
-		beat()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-u.stop:
-				cut(refuse(providers.Unavailable, "the worker stops; the import begins anew"))
-				return
-			case <-tick.C:
-				for _, f := range u.files {
-					if f.m.idle() > u.Stall {
-						cut(refuse(providers.Unavailable, "%s: no byte has moved for %s", f.Name, u.Stall))
-						return
-					}
-				}
-				beat()
-			}
-		}
-	}()
-	return ctx, func() { cut(nil); <-done }
+	return u.watchAll(ctx, w)
 }
 
 // explain says what an error of the attempt means.

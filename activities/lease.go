@@ -301,41 +301,14 @@ func (c *leasedCopy) copy(ctx context.Context, l providers.Lease, stop <-chan st
 	return nil
 }
 
-// watch beats with the progress of all disks, until the answer is called. When the worker stops, the
-// attempt gets a little time to end its lease.
+// watch watches over all disks. Connections have a clock of their own, so that a disk may stand still; when
+// the worker stops, the attempt gets a little time to end its lease.
 func (r *leasing) watch(ctx context.Context) (context.Context, func()) {
-	ctx, cut := context.WithCancelCause(ctx)
-	beat := func() {
-		lines := make([]any, len(r.disks))
-		for i, c := range r.disks {
-			lines[i] = c.m.now()
-		}
-		activity.RecordHeartbeat(ctx, lines...)
+	w := watching{within: r.StopWithin, stops: "the worker stops"}
+	for _, c := range r.disks {
+		w.meters = append(w.meters, c.m)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(min(time.Second/2, r.Heartbeat/4))
-		defer tick.Stop()
-		stop := r.stop
-		var late <-chan time.Time
-		beat()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-stop:
-				stop = nil
-				late = time.After(r.StopWithin)
-			case <-late:
-				cut(refuse(providers.Unavailable, "the worker stops"))
-				return
-			case <-tick.C:
-				beat()
-			}
-		}
-	}()
-	return ctx, func() { cut(nil); <-done }
+	return r.watchAll(ctx, w)
 }
 
 // explain says what an error of the attempt means, and what it costs.

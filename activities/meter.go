@@ -153,11 +153,25 @@ func (m *meter) idle() time.Duration {
 	return time.Since(m.moved)
 }
 
-// watch beats for an activity that moves bytes, until the answer is called. An attempt in which no
-// byte moved for a while, though nobody asked it to wait, is cut off: its context ends with a
-// precise cause, and so do its heartbeats. When the worker stops, the attempt gets a little time to
-// come to a durable end.
+// watching is how an activity that moves bytes is watched over.
+type watching struct {
+	meters []*meter // a heartbeat has a line for each
+	// stall is how long one of them may stand still though nobody asked it to wait; 0: for ever.
+	stall time.Duration
+	// within is the time that the attempt has to come to a durable end when the worker stops.
+	within time.Duration
+	stops  string // what the attempt is told then
+}
+
+// watch watches over an activity that moves one thing.
 func (c Config) watch(ctx context.Context, m *meter) (context.Context, func()) {
+	return c.watchAll(ctx, watching{meters: []*meter{m}, stall: c.Stall, within: c.StopWithin, stops: "the worker stops"})
+}
+
+// watchAll beats for an activity that moves bytes, until the answer is called. An attempt that stalls, or
+// does not come to its end when the worker stops, is cut off: its context ends with a precise cause, and so
+// do its heartbeats.
+func (c Config) watchAll(ctx context.Context, w watching) (context.Context, func()) {
 	ctx, cut := context.WithCancelCause(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -166,27 +180,49 @@ func (c Config) watch(ctx context.Context, m *meter) (context.Context, func()) {
 		defer tick.Stop()
 		stop := activity.GetWorkerStopChannel(ctx)
 		var late <-chan time.Time
-		activity.RecordHeartbeat(ctx, m.now())
+		w.beat(ctx)
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-stop:
 				stop = nil
-				late = time.After(c.StopWithin)
+				late = time.After(w.within)
 			case <-late:
-				cut(refuse(providers.Unavailable, "the worker stops"))
+				cut(refuse(providers.Unavailable, "%s", w.stops))
 				return
 			case <-tick.C:
-				if m.idle() > c.Stall {
-					cut(refuse(providers.Unavailable, "no byte has moved for %s", c.Stall))
+				if err := w.stalled(); err != nil {
+					cut(err)
 					return
 				}
-				activity.RecordHeartbeat(ctx, m.now())
+				w.beat(ctx)
 			}
 		}
 	}()
 	return ctx, func() { cut(nil); <-done }
+}
+
+func (w watching) beat(ctx context.Context) {
+	lines := make([]any, len(w.meters))
+	for i, m := range w.meters {
+		lines[i] = m.now()
+	}
+	activity.RecordHeartbeat(ctx, lines...)
+}
+
+// stalled says what stands still, if anything does.
+func (w watching) stalled() error {
+	for _, m := range w.meters {
+		switch {
+		case w.stall == 0 || m.idle() <= w.stall:
+		case len(w.meters) > 1:
+			return refuse(providers.Unavailable, "%s: no byte has moved for %s", m.now().File, w.stall)
+		default:
+			return refuse(providers.Unavailable, "no byte has moved for %s", w.stall)
+		}
+	}
+	return nil
 }
 
 // alive beats for a short activity, so that it hears when it is cancelled and its worker's death is
@@ -221,4 +257,17 @@ func bytesText(n int64) string {
 		return fmt.Sprintf("%d bytes", n)
 	}
 	return fmt.Sprintf("%.1f %s", f, units[u])
+}
+
+// broken is an error of an attempt that was watched over: where the attempt was cancelled or cut off, what
+// else is said of its end is only the echo.
+func broken(ctx, work context.Context, err error) error {
+	switch {
+	case err == nil:
+	case cancelled(ctx):
+		return context.Canceled
+	case work.Err() != nil && ctx.Err() == nil:
+		return context.Cause(work)
+	}
+	return err
 }

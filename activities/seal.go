@@ -27,18 +27,12 @@ func (d *Data) SealPackage(ctx context.Context, in PackageRequest) (out SealedPa
 	work, stop := d.watch(ctx, m)
 	defer stop()
 	out, err = d.seal(work, in, m, limit)
-	switch {
-	case err == nil:
+	if err == nil {
 		for _, f := range out.Files {
 			log.Info("package sealed", "file", f.Name, "stored", f.Stored)
 		}
-		return out, nil
-	case cancelled(ctx):
-		err = context.Canceled
-	case work.Err() != nil && ctx.Err() == nil:
-		err = context.Cause(work)
 	}
-	return out, d.failed(ctx, log, SealActivity, err)
+	return out, d.failed(ctx, log, SealActivity, broken(ctx, work, err))
 }
 
 func (d *Data) seal(ctx context.Context, in PackageRequest, m *meter, limit *throttle) (SealedPackage, error) {

@@ -47,6 +47,17 @@ const (
 	PowerUnknown   Power = "unknown"
 )
 
+// Word is the state as people say it: "on", "off", "suspended".
+func (p Power) Word() string {
+	switch p {
+	case PowerOn:
+		return "on"
+	case PowerOff:
+		return "off"
+	}
+	return string(p)
+}
+
 // VM is a virtual machine as its platform describes it. A listing fills the fields of the first
 // group only; [Inventory.VM] fills all that the platform knows.
 type VM struct {

@@ -12,11 +12,11 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"hypersdk/apiserver/api"
 	"hypersdk/apiserver/client"
 	"hypersdk/cmd/hyperctl/image"
+	"hypersdk/cmd/terminal"
 )
 
 // Exit codes. They are a contract with scripts.
@@ -47,36 +47,9 @@ Environment:
   GOVC_USERNAME, GOVC_PASSWORD  the login for --vcenter
   NO_COLOR                      no colours`
 
-// streams is the world outside, so that tests can be it.
-type streams struct {
-	in       io.Reader
-	out, err io.Writer
-	env      func(string) string
-	// size is that of the terminal that out is; false where it is none.
-	size func() (width, height int, ok bool)
-	// ask prompts for a password; nil where there is nobody to ask.
-	ask func(prompt string) (string, error)
-}
-
-func system() streams {
-	s := streams{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv, size: func() (int, int, bool) {
-		w, h, err := term.GetSize(int(os.Stdout.Fd()))
-		return w, h, err == nil && w > 0
-	}}
-	if stdin := int(os.Stdin.Fd()); term.IsTerminal(stdin) {
-		s.ask = func(prompt string) (string, error) {
-			fmt.Fprint(os.Stderr, prompt)
-			defer fmt.Fprintln(os.Stderr)
-			b, err := term.ReadPassword(stdin)
-			return string(b), err
-		}
-	}
-	return s
-}
-
 // app is one call of the program.
 type app struct {
-	streams
+	terminal.Streams
 	server string
 	json   bool
 	began  bool // the command line was understood
@@ -103,13 +76,13 @@ func usageError(format string, args ...any) error {
 }
 
 // run is the program: its command line in, its exit code out.
-func run(ctx context.Context, args []string, s streams) int {
-	a := &app{streams: s}
+func run(ctx context.Context, args []string, s terminal.Streams) int {
+	a := &app{Streams: s}
 	root := a.root()
 	root.SetArgs(args)
-	root.SetIn(s.in)
-	root.SetOut(s.out)
-	root.SetErr(s.err)
+	root.SetIn(s.In)
+	root.SetOut(s.Out)
+	root.SetErr(s.Err)
 	err := root.ExecuteContext(ctx)
 	if a.client != nil {
 		a.client.Close()
@@ -119,9 +92,9 @@ func run(ctx context.Context, args []string, s streams) int {
 	}
 	code := a.exitCode(ctx, err)
 	if msg := a.explain(err); msg != "" && code != exitInterrupted {
-		fmt.Fprintf(s.err, "hyperctl: %s\n", clean(msg))
+		fmt.Fprintf(s.Err, "hyperctl: %s\n", clean(msg))
 		if code == exitUsage {
-			fmt.Fprintln(s.err, `See "hyperctl --help".`)
+			fmt.Fprintln(s.Err, `See "hyperctl --help".`)
 		}
 	}
 	return code
@@ -168,7 +141,7 @@ func (a *app) root() *cobra.Command {
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			a.began = true
 			if a.server == "" {
-				a.server = a.env("HYPERSDK_SERVER")
+				a.server = a.Env("HYPERSDK_SERVER")
 			}
 			var err error
 			if a.client, err = client.New(a.server, "hyperctl/"+programVersion()); err != nil {
@@ -223,10 +196,10 @@ func suggestion(c *cobra.Command, word string) string {
 	return ""
 }
 
-func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
+func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.Out, format, args...) }
 
 func (a *app) complain(format string, args ...any) {
-	fmt.Fprintf(a.err, "hyperctl: "+format+"\n", args...)
+	fmt.Fprintf(a.Err, "hyperctl: "+format+"\n", args...)
 }
 
 // printJSON prints a value, indented.
@@ -238,7 +211,7 @@ func (a *app) printJSON(v any) error {
 	if err := e.Encode(v); err != nil {
 		return err
 	}
-	_, err := a.out.Write(b.Bytes())
+	_, err := a.Out.Write(b.Bytes())
 	return err
 }
 
@@ -246,7 +219,7 @@ func (a *app) printJSON(v any) error {
 func (a *app) password(file, what string) (string, error) {
 	switch {
 	case file == "-":
-		b, err := io.ReadAll(io.LimitReader(a.in, 64<<10))
+		b, err := io.ReadAll(io.LimitReader(a.In, 64<<10))
 		return strings.TrimRight(string(b), "\r\n"), err
 	case file != "":
 		b, err := os.ReadFile(file)
@@ -255,13 +228,13 @@ func (a *app) password(file, what string) (string, error) {
 		}
 		return strings.TrimRight(string(b), "\r\n"), nil
 	}
-	if p := a.env("GOVC_PASSWORD"); p != "" {
+	if p := a.Env("GOVC_PASSWORD"); p != "" {
 		return p, nil
 	}
-	if a.ask == nil {
+	if a.Ask == nil {
 		return "", usageError("a password for %s is needed: set GOVC_PASSWORD or give --password-file", what)
 	}
-	return a.ask("Password for " + clean(what) + ": ")
+	return a.Ask("Password for " + clean(what) + ": ")
 }
 
 // vcenter are the flags that name a vCenter instead of a connection.
@@ -293,7 +266,7 @@ func (v *vcenter) credentials(a *app) (*api.Credentials, error) {
 	}
 	c := &api.Credentials{Server: v.server, Username: v.username, Insecure: v.insecure, Thumbprint: v.thumbprint}
 	if c.Username == "" {
-		c.Username = a.env("GOVC_USERNAME")
+		c.Username = a.Env("GOVC_USERNAME")
 	}
 	if c.Username == "" {
 		return nil, usageError("--vcenter needs --username or GOVC_USERNAME")

@@ -38,7 +38,7 @@ func first(next completion) completion {
 func (a *app) completing(c *cobra.Command, do func(ctx context.Context, cl *client.Client)) {
 	server := a.server
 	if server == "" {
-		server = a.env("HYPERSDK_SERVER")
+		server = a.Env("HYPERSDK_SERVER")
 	}
 	cl, err := client.New(server, "hyperctl/"+programVersion())
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 	"hypersdk/apiserver"
 	"hypersdk/apiserver/api"
 	"hypersdk/apiserver/apiservertest"
+	"hypersdk/cmd/terminal"
 	"hypersdk/providers"
 	"hypersdk/workflows"
 	"hypersdk/workflows/job"
@@ -108,15 +109,15 @@ func (l *lab) run(args ...string) (code int, stdout, stderr string) {
 }
 
 func (l *lab) call(ctx context.Context, out, errs *output, args ...string) int {
-	return run(ctx, args, streams{
-		in: strings.NewReader(l.in), out: out, err: errs, ask: l.ask,
-		env: func(name string) string {
+	return run(ctx, args, terminal.Streams{
+		In: strings.NewReader(l.in), Out: out, Err: errs, Ask: l.ask,
+		Env: func(name string) string {
 			if v, ok := l.env[name]; ok || name != "HYPERSDK_SERVER" {
 				return v
 			}
 			return l.server.URL
 		},
-		size: func() (int, int, bool) { return l.terminal[0], l.terminal[1], l.terminal[0] > 0 },
+		Size: func() (int, int, bool) { return l.terminal[0], l.terminal[1], l.terminal[0] > 0 },
 	})
 }
 

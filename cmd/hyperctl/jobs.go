@@ -133,7 +133,7 @@ func (a *app) daemonStatus(c *cobra.Command) error {
 	return nil
 }
 
-func (a *app) printRows(rows [][2]string) { a.screen().PrintRows(rows) }
+func (a *app) printRows(rows [][2]string) { a.Screen().PrintRows(rows) }
 
 func (a *app) printJob(j job.Job) {
 	stamp := func(t *job.Time) string {
@@ -248,11 +248,11 @@ func (a *app) logsCommand() *cobra.Command {
 
 // logWriter keeps what is in a log from doing things to a terminal.
 func (a *app) logWriter() io.Writer {
-	if _, _, terminal := a.size(); !terminal {
-		return a.out
+	if _, _, terminal := a.Size(); !terminal {
+		return a.Out
 	}
 	return writerFunc(func(b []byte) (int, error) {
-		_, err := io.WriteString(a.out, clean(string(b)))
+		_, err := io.WriteString(a.Out, clean(string(b)))
 		return len(b), err
 	})
 }

@@ -17,10 +17,12 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"hypersdk/cmd/terminal"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(run(ctx, os.Args[1:], system()))
+	os.Exit(run(ctx, os.Args[1:], terminal.System()))
 }

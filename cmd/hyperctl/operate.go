@@ -64,11 +64,11 @@ func (a *app) operateCommand(c *cobra.Command, o *operation, send func(ctx conte
 
 // confirm asks a person whether it is meant. A script has nobody to ask, and means it.
 func (a *app) confirm(o *operation, vm string) error {
-	if o.question == "" || o.yes || a.ask == nil {
+	if o.question == "" || o.yes || a.Ask == nil {
 		return nil
 	}
-	fmt.Fprintf(a.err, o.question+" [y/N] ", clean(vm))
-	line, err := bufio.NewReader(io.LimitReader(a.in, 1<<10)).ReadString('\n')
+	fmt.Fprintf(a.Err, o.question+" [y/N] ", clean(vm))
+	line, err := bufio.NewReader(io.LimitReader(a.In, 1<<10)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
@@ -82,7 +82,7 @@ func (a *app) confirm(o *operation, vm string) error {
 // operated waits for the end of an operation and says what came of it.
 func (a *app) operated(ctx context.Context, o *operation, out api.Operation) error {
 	if out.Status == job.Running && !o.noWait {
-		fmt.Fprintf(a.err, "It takes its time; %s goes on if this is interrupted.\n", out.OperationID)
+		fmt.Fprintf(a.Err, "It takes its time; %s goes on if this is interrupted.\n", out.OperationID)
 		tick := time.NewTicker(operatePace)
 		defer tick.Stop()
 		for out.Status == job.Running {

@@ -119,7 +119,7 @@ func (a *app) submitFile(c *cobra.Command, s *submission, vms []string) (out api
 		if s.vcenter.passwordFile == "-" {
 			return out, usageError("the standard input cannot be both the jobs and the password")
 		}
-		body, err = io.ReadAll(io.LimitReader(a.in, maxFile+1))
+		body, err = io.ReadAll(io.LimitReader(a.In, maxFile+1))
 	} else {
 		body, err = readFile(s.file)
 	}

@@ -23,7 +23,6 @@ func percent(d job.DiskProgress) float64 { return progress.Percent(d) }
 
 type table struct{ *terminal.Table }
 
-func newTable(heads ...string) table   { return table{terminal.NewTable(heads...)} }
-func (t table) add(cells ...string)    { t.Add(cells...) }
-func (a *app) printTable(t table)      { a.screen().PrintTable(t.Table) }
-func (a *app) screen() terminal.Screen { return terminal.Screen{Out: a.out, Env: a.env, Size: a.size} }
+func newTable(heads ...string) table { return table{terminal.NewTable(heads...)} }
+func (t table) add(cells ...string)  { t.Add(cells...) }
+func (a *app) printTable(t table)    { a.Screen().PrintTable(t.Table) }

@@ -21,7 +21,7 @@ for the keys. A daemon that restarts meanwhile is waited for.`,
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			if _, _, ok := a.size(); !ok || a.ask == nil || a.env("TERM") == "dumb" {
+			if _, _, ok := a.Size(); !ok || a.Ask == nil || a.Env("TERM") == "dumb" {
 				return usageError("the screen needs a terminal; elsewhere use \"hyperctl watch\" and \"hyperctl query\"")
 			}
 			if len(args) == 1 {
@@ -30,7 +30,7 @@ for the keys. A daemon that restarts meanwhile is waited for.`,
 			if _, err := a.client.Health(c.Context()); err != nil {
 				return err
 			}
-			return tui.Run(c.Context(), a.client, o, a.in, a.out)
+			return tui.Run(c.Context(), a.client, o, a.In, a.Out)
 		},
 	}
 	f := c.Flags()

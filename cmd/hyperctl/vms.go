@@ -86,18 +86,9 @@ func (a *app) printVMs(vms []providers.VM) {
 	}
 	t := newTable("NAME", "POWER", "?>CPUS", "?>MEMORY", "?>STORAGE", "?GUEST", "PATH")
 	for _, vm := range vms {
-		t.add(vm.Name, powerText(vm.PowerState), strconv.Itoa(vm.NumCPU), bytesText(vm.MemoryMB<<20), bytesText(vm.StorageBytes), cut(vm.GuestOS, 30), vm.Path)
+		t.add(vm.Name, vm.PowerState.Word(), strconv.Itoa(vm.NumCPU), bytesText(vm.MemoryMB<<20), bytesText(vm.StorageBytes), cut(vm.GuestOS, 30), vm.Path)
 	}
 	a.printTable(t)
-}
-
-func powerText(p providers.Power) string {
-	for word, power := range powers {
-		if p == power {
-			return word
-		}
-	}
-	return string(p)
 }
 
 func (a *app) vmsInfoCommand() *cobra.Command {
@@ -131,7 +122,7 @@ func (a *app) printVM(vm providers.VM) {
 		tracking = "on"
 	}
 	a.printRows([][2]string{
-		{"Name", vm.Name}, {"Path", vm.Path}, {"Id", string(vm.ID)}, {"Power", powerText(vm.PowerState)}, {"Guest", vm.GuestOS},
+		{"Name", vm.Name}, {"Path", vm.Path}, {"Id", string(vm.ID)}, {"Power", vm.PowerState.Word()}, {"Guest", vm.GuestOS},
 		{"Host name", vm.Hostname}, {"Addresses", strings.Join(vm.Addresses, ", ")}, {"CPUs", strconv.Itoa(vm.NumCPU)},
 		{"Memory", bytesText(vm.MemoryMB << 20)}, {"Storage", bytesText(vm.StorageBytes)}, {"Firmware", vm.Firmware},
 		{"Hardware", vm.HardwareVersion}, {"UUID", vm.UUID}, {"Runs on", vm.Host}, {"Change tracking", tracking}, {"Annotation", vm.Annotation},

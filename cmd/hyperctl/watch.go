@@ -159,5 +159,5 @@ func verdict(jobs []job.Job, note string) error {
 }
 
 func (a *app) display() progress.Display {
-	return progress.New(a.screen(), a.json, func(note string) { a.complain("%s", note) })
+	return progress.New(a.Screen(), a.json, func(note string) { a.complain("%s", note) })
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -67,33 +66,6 @@ const examples = `  hyperexport
   hyperexport --batch vms.yaml --output /exports --json
   hyperexport --list --filter db`
 
-// streams is the world outside, so that tests can be it.
-type streams struct {
-	in       io.Reader
-	out, err io.Writer
-	env      func(string) string
-	// size is that of the terminal that out is; false where it is none.
-	size func() (width, height int, ok bool)
-	// ask prompts for a password; nil where there is nobody to ask.
-	ask func(prompt string) (string, error)
-}
-
-func system() streams {
-	s := streams{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv, size: func() (int, int, bool) {
-		w, h, err := term.GetSize(int(os.Stdout.Fd()))
-		return w, h, err == nil && w > 0
-	}}
-	if stdin := int(os.Stdin.Fd()); term.IsTerminal(stdin) {
-		s.ask = func(prompt string) (string, error) {
-			fmt.Fprint(os.Stderr, prompt)
-			defer fmt.Fprintln(os.Stderr)
-			b, err := term.ReadPassword(stdin)
-			return string(b), err
-		}
-	}
-	return s
-}
-
 // showCursor is what makes a terminal show its cursor, which live bars hide.
 func showCursor(f *os.File) string {
 	if term.IsTerminal(int(f.Fd())) {
@@ -104,7 +76,7 @@ func showCursor(f *os.File) string {
 
 // app is one call of the program.
 type app struct {
-	streams
+	terminal.Streams
 	version  string
 	began    bool // the command line was understood
 	cfg      daemon.Config
@@ -133,14 +105,14 @@ func usageError(format string, args ...any) error {
 }
 
 // execute is the program: its command line in, its exit code out.
-func execute(ctx context.Context, version string, args []string, s streams) int {
-	a := &app{streams: s, version: version, cfg: daemon.Default()}
+func execute(ctx context.Context, version string, args []string, s terminal.Streams) int {
+	a := &app{Streams: s, version: version, cfg: daemon.Default()}
 	a.cfg.Version = version
 	root := a.root()
 	root.SetArgs(args)
-	root.SetIn(s.in)
-	root.SetOut(s.out)
-	root.SetErr(s.err)
+	root.SetIn(s.In)
+	root.SetOut(s.Out)
+	root.SetErr(s.Err)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -148,10 +120,10 @@ func execute(ctx context.Context, version string, args []string, s streams) int 
 	code := a.exitCode(ctx, err)
 	if msg := err.Error(); msg != "" && !errors.Is(err, context.Canceled) {
 		for line := range strings.SplitSeq(strings.TrimRight(msg, "\n"), "\n") {
-			fmt.Fprintf(s.err, "hyperexport: %s\n", terminal.Clean(line))
+			fmt.Fprintf(s.Err, "hyperexport: %s\n", terminal.Clean(line))
 		}
 		if code == exitUsage {
-			fmt.Fprintln(s.err, `See "hyperexport --help".`)
+			fmt.Fprintln(s.Err, `See "hyperexport --help".`)
 		}
 	}
 	return code
@@ -227,14 +199,10 @@ func (a *app) versionCommand() *cobra.Command {
 	}
 }
 
-func (a *app) screen() terminal.Screen {
-	return terminal.Screen{Out: a.out, Env: a.env, Size: a.size}
-}
-
-func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
+func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.Out, format, args...) }
 
 func (a *app) complain(format string, args ...any) {
-	fmt.Fprintf(a.err, "hyperexport: %s\n", terminal.Clean(fmt.Sprintf(format, args...)))
+	fmt.Fprintf(a.Err, "hyperexport: %s\n", terminal.Clean(fmt.Sprintf(format, args...)))
 }
 
 // printJSON prints a value on one line, or indented where people may read it.
@@ -242,12 +210,12 @@ func (a *app) printJSON(v any) error {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	if _, _, terminal := a.size(); terminal {
+	if _, _, terminal := a.Size(); terminal {
 		e.SetIndent("", "  ")
 	}
 	if err := e.Encode(v); err != nil {
 		return err
 	}
-	_, err := a.out.Write(b.Bytes())
+	_, err := a.Out.Write(b.Bytes())
 	return err
 }

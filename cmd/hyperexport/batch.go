@@ -28,7 +28,7 @@ type entry struct {
 // readBatch reads a batch file: a list of VMs or jobs, or {jobs: […]}, in YAML or JSON; or the name of a
 // VM on every line, with comments after a #. What an entry does not say it has of base.
 func (a *app) readBatch(base job.Spec) ([]job.Spec, error) {
-	r := a.in
+	r := a.In
 	if a.opt.batch != "-" {
 		f, err := os.Open(a.opt.batch)
 		if err != nil {

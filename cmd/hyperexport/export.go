@@ -103,7 +103,7 @@ func (a *app) nothingChosen() bool {
 
 // interactive says whether there is somebody to show an inventory to.
 func (a *app) interactive() bool {
-	return a.screen().Live() && a.ask != nil && !a.opt.json && !a.opt.info
+	return a.Screen().Live() && a.Ask != nil && !a.opt.json && !a.opt.info
 }
 
 // chosen are the exports that the flags or the batch file name, each VM by its path.
@@ -315,7 +315,7 @@ func (r *run) verdict() error {
 			}
 		}
 		// Lines have said it; bars may have had no room.
-		if x.job.Status == job.Failed && !r.app.opt.json && (r.app.opt.quiet || r.app.screen().Live()) {
+		if x.job.Status == job.Failed && !r.app.opt.json && (r.app.opt.quiet || r.app.Screen().Live()) {
 			r.app.complain("%s: %s", x.spec.VMPath, x.job.Error)
 		}
 	}

@@ -208,7 +208,7 @@ func (a *app) historyCommand() *cobra.Command {
 				t.Add(h.Ended.Local().Format("2006-01-02 15:04"), terminal.Cut(terminal.OneLine(h.VM), 40), string(h.Status), h.Format,
 					terminal.BytesText(h.FileBytes), h.Duration.Round(time.Second).String(), where)
 			}
-			a.screen().PrintTable(t)
+			a.Screen().PrintTable(t)
 			return nil
 		},
 	}
@@ -312,11 +312,11 @@ func (a *app) printReport(r report) {
 	if r.First != nil {
 		rows = append(rows, [2]string{"From", r.First.Local().Format(time.DateTime)}, [2]string{"To", r.Last.Local().Format(time.DateTime)})
 	}
-	a.screen().PrintRows(rows)
+	a.Screen().PrintRows(rows)
 }
 
 func (a *app) printCSV(all []historyEntry) error {
-	w := csv.NewWriter(a.out)
+	w := csv.NewWriter(a.Out)
 	_ = w.Write([]string{"ended", "vm", "path", "server", "status", "format", "disks", "disk_bytes", "file_bytes", "seconds", "output", "error", "id"}) // Flush tells
 	for _, h := range all {
 		row := []string{

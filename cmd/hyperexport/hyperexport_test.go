@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"hypersdk/cmd/hypervisord/daemon"
+	"hypersdk/cmd/terminal"
 	"hypersdk/providers"
 	"hypersdk/workflows/job"
 )
@@ -40,9 +41,9 @@ func newWorld(t *testing.T) *world {
 func (w *world) call(args ...string) int {
 	w.out.Reset()
 	w.err.Reset()
-	return execute(w.t.Context(), "test", args, streams{
-		in: strings.NewReader(w.in), out: &w.out, err: &w.err, env: func(n string) string { return w.env[n] },
-		size: func() (int, int, bool) { return 0, 0, false },
+	return execute(w.t.Context(), "test", args, terminal.Streams{
+		In: strings.NewReader(w.in), Out: &w.out, Err: &w.err, Env: func(n string) string { return w.env[n] },
+		Size: func() (int, int, bool) { return 0, 0, false },
 	})
 }
 
@@ -101,7 +102,7 @@ func parsed(t *testing.T, config string, args ...string) (*app, *pflag.FlagSet, 
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
-	a := &app{streams: streams{err: &bytes.Buffer{}, env: os.Getenv}, cfg: daemon.Default()}
+	a := &app{Streams: terminal.Streams{Err: &bytes.Buffer{}, Env: os.Getenv}, cfg: daemon.Default()}
 	root := a.root()
 	require.NoError(t, root.ParseFlags(append(args, "--config", file)))
 	return a, root.Flags(), a.configure(root.Flags())

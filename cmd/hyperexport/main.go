@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"hypersdk/cmd/hypervisord/daemon"
+	"hypersdk/cmd/terminal"
 )
 
 // version is the release, set by the linker.
@@ -25,5 +26,5 @@ func main() {
 		os.Stdout.WriteString(showCursor(os.Stdout))
 		os.Exit(exitInterrupted)
 	}()
-	os.Exit(execute(ctx, daemon.Version(version), os.Args[1:], system()))
+	os.Exit(execute(ctx, daemon.Version(version), os.Args[1:], terminal.System()))
 }

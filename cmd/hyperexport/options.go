@@ -103,7 +103,7 @@ func (a *app) configure(fs *pflag.FlagSet) error {
 		return err
 	}
 	if a.opt.dataDir == "" {
-		a.opt.dataDir = a.env("HYPEREXPORT_DATA_DIR")
+		a.opt.dataDir = a.Env("HYPEREXPORT_DATA_DIR")
 	}
 	if a.opt.dataDir == "" {
 		a.opt.dataDir = a.defaultDataDir()
@@ -148,7 +148,7 @@ func (a *app) applyProfile(fs *pflag.FlagSet, given map[string]bool) error {
 }
 
 func (a *app) defaultDataDir() string {
-	if d := a.env("XDG_STATE_HOME"); filepath.IsAbs(d) {
+	if d := a.Env("XDG_STATE_HOME"); filepath.IsAbs(d) {
 		return filepath.Join(d, "hyperexport")
 	}
 	home, err := os.UserHomeDir()
@@ -215,7 +215,7 @@ func check(s job.Spec) error {
 func (a *app) password(user string) (providers.Secret, error) {
 	switch {
 	case a.opt.passwordFile == "-":
-		b, err := io.ReadAll(io.LimitReader(a.in, 64<<10))
+		b, err := io.ReadAll(io.LimitReader(a.In, 64<<10))
 		return providers.Secret(strings.TrimRight(string(b), "\r\n")), err
 	case a.opt.passwordFile != "":
 		b, err := os.ReadFile(a.opt.passwordFile)
@@ -225,10 +225,10 @@ func (a *app) password(user string) (providers.Secret, error) {
 		return providers.Secret(strings.TrimRight(string(b), "\r\n")), nil
 	case a.cfg.Password != "":
 		return a.cfg.Password, nil
-	case a.ask == nil:
+	case a.Ask == nil:
 		return "", usageError("a password for %s is needed: set GOVC_PASSWORD or give --password-file", user)
 	}
-	p, err := a.ask("Password for " + user + ": ")
+	p, err := a.Ask("Password for " + user + ": ")
 	return providers.Secret(p), err
 }
 

@@ -67,7 +67,7 @@ func (a *app) pick(ctx context.Context, p platform, pr providers.Provider, inv p
 	if src.Output == "" {
 		src.Output = workingFolder()
 	}
-	c, err := picker.Run(ctx, a.in, a.out, src)
+	c, err := picker.Run(ctx, a.In, a.Out, src)
 	if errors.Is(err, picker.ErrQuit) {
 		return nil, &codeError{code: exitCancelled}
 	}

@@ -151,7 +151,7 @@ func (p *plan) lines() []string {
 	if len(p.VM.Disks) == 1 {
 		disks = "1 disk"
 	}
-	rows := [][2]string{{"VM", p.VM.Path}, {"", fmt.Sprintf("%s, %s, %s", powerText(p.VM.PowerState), disks, terminal.BytesText(size))}}
+	rows := [][2]string{{"VM", p.VM.Path}, {"", fmt.Sprintf("%s, %s, %s", p.VM.PowerState.Word(), disks, terminal.BytesText(size))}}
 	if p.Transport != "" {
 		rows = append(rows, [2]string{"read by", p.transportText()}, [2]string{"into", p.Folder}, [2]string{"as", formatText(p.Spec)})
 		if p.Archive != "" {
@@ -203,7 +203,7 @@ func (a *app) preview(ctx context.Context, p providers.Provider, specs []job.Spe
 			}
 			for n, l := range pl.lines() {
 				if n == 0 {
-					l = a.screen().Paint(terminal.Bold, l)
+					l = a.Screen().Paint(terminal.Bold, l)
 				}
 				a.printf("%s\n", l)
 			}

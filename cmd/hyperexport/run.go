@@ -44,7 +44,7 @@ const patience = time.Minute
 
 func newRun(ctx context.Context, a *app, e *engine, specs []job.Spec) (*run, error) {
 	r := &run{app: a, engine: e}
-	screen := a.screen()
+	screen := a.Screen()
 	if a.opt.quiet && !a.opt.json {
 		r.show = silent{}
 	} else {
@@ -276,10 +276,10 @@ func (r *run) display(note string) {
 		jobs = append(jobs, x.job)
 	}
 	// What goes on comes first: a terminal may not have room for all.
-	if r.app.screen().Live() {
+	if r.app.Screen().Live() {
 		slices.SortStableFunc(jobs, func(a, b job.Job) int { return order(a) - order(b) })
 	}
-	if note == "" && waiting > 0 && r.app.screen().Live() && !r.app.opt.json {
+	if note == "" && waiting > 0 && r.app.Screen().Live() && !r.app.opt.json {
 		note = fmt.Sprintf("%d more wait for their turn (--parallel %d)", waiting, r.app.opt.parallel)
 	}
 	r.show.Show(jobs, note)

@@ -69,28 +69,18 @@ func (a *app) printVMs(vms []providers.VM) error {
 	}
 	t := terminal.NewTable("NAME", "POWER", "?>CPUS", "?>MEMORY", "?>STORAGE", "?GUEST", "PATH")
 	for _, vm := range vms {
-		t.Add(vm.Name, powerText(vm.PowerState), strconv.Itoa(vm.NumCPU), terminal.BytesText(vm.MemoryMB<<20),
+		t.Add(vm.Name, vm.PowerState.Word(), strconv.Itoa(vm.NumCPU), terminal.BytesText(vm.MemoryMB<<20),
 			terminal.BytesText(vm.StorageBytes), terminal.Cut(vm.GuestOS, 30), vm.Path)
 	}
-	a.screen().PrintTable(t)
+	a.Screen().PrintTable(t)
 	return nil
-}
-
-func powerText(p providers.Power) string {
-	switch p {
-	case providers.PowerOn:
-		return "on"
-	case providers.PowerOff:
-		return "off"
-	}
-	return string(p)
 }
 
 func (a *app) printVM(vm providers.VM) error {
 	if a.opt.json {
 		return a.printJSON(vm)
 	}
-	s := a.screen()
+	s := a.Screen()
 	s.PrintRows(vmRows(vm))
 	t := terminal.NewTable("DISK", ">SIZE", ">USED", "MODE", "PATH")
 	for _, d := range vm.Disks {
@@ -116,7 +106,7 @@ func vmRows(vm providers.VM) [][2]string {
 		snaps = append(snaps, s.Name)
 	}
 	return [][2]string{
-		{"Name", vm.Name}, {"Path", vm.Path}, {"Id", string(vm.ID)}, {"Power", powerText(vm.PowerState)}, {"Guest", vm.GuestOS},
+		{"Name", vm.Name}, {"Path", vm.Path}, {"Id", string(vm.ID)}, {"Power", vm.PowerState.Word()}, {"Guest", vm.GuestOS},
 		{"Host name", vm.Hostname}, {"Addresses", strings.Join(vm.Addresses, ", ")}, {"CPUs", strconv.Itoa(vm.NumCPU)},
 		{"Memory", terminal.BytesText(vm.MemoryMB << 20)}, {"Storage", terminal.BytesText(vm.StorageBytes)}, {"Firmware", vm.Firmware},
 		{"Hardware", vm.HardwareVersion}, {"Runs on", vm.Host}, {"Networks", strings.Join(nics, "\n")},

@@ -71,7 +71,7 @@ func (a *app) unfinishedCommand() *cobra.Command {
 					}
 					t.Add(j.ID, terminal.Cut(progress.Title(j), 40), state, done, j.Definition.Format, j.Definition.OutputPath)
 				}
-				a.screen().PrintTable(t)
+				a.Screen().PrintTable(t)
 				return nil
 			})
 		},

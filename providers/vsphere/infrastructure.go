@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -62,11 +61,7 @@ func (p *Provider) survey(ctx context.Context, kinds ...providers.Kind) (*survey
 			props[k.typ] = append([]string{"name", "parent"}, k.props...)
 		}
 	}
-	was := p.login.logins()
-	objects, err := p.viewed(ctx, props)
-	if isFault[*types.ManagedObjectNotFound](err) && p.login.logins() != was {
-		objects, err = p.viewed(ctx, props) // the view went with the session that ended in the middle
-	}
+	objects, err := p.surely(ctx, specified(props))
 	if err != nil {
 		return nil, err
 	}
@@ -88,38 +83,17 @@ func (p *Provider) survey(ctx context.Context, kinds ...providers.Kind) (*survey
 	return s, nil
 }
 
-// viewed reads properties of all objects of some types.
-func (p *Provider) viewed(ctx context.Context, props map[string][]string) ([]types.ObjectContent, error) {
-	content := p.soap.ServiceContent
-	var typs []string
+// specified is what is asked of objects of some types.
+func specified(props map[string][]string) []types.PropertySpec {
 	var specs []types.PropertySpec
 	for typ, paths := range props {
-		typs = append(typs, typ)
 		specs = append(specs, types.PropertySpec{Type: typ, PathSet: paths})
 	}
-	slices.Sort(typs)
 	// The most particular type first: a property spec of a type counts for what is derived from it.
 	slices.SortFunc(specs, func(a, b types.PropertySpec) int {
 		return cmp.Or(len(b.PathSet)-len(a.PathSet), strings.Compare(a.Type, b.Type))
 	})
-	view, err := methods.CreateContainerView(ctx, p.soap, &types.CreateContainerView{
-		This: *content.ViewManager, Container: content.RootFolder, Type: typs, Recursive: true,
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), brief)
-		defer cancel()
-		_, _ = methods.DestroyView(detached, p.soap, &types.DestroyView{This: view.Returnval}) // else the session's end does it
-	}()
-	return p.retrieve(ctx, types.PropertyFilterSpec{
-		ObjectSet: []types.ObjectSpec{{
-			Obj: view.Returnval, Skip: types.NewBool(true),
-			SelectSet: []types.BaseSelectionSpec{&types.TraversalSpec{Type: "ContainerView", Path: "view"}},
-		}},
-		PropSet: specs,
-	})
+	return specs
 }
 
 // place notes what an entity lies in.

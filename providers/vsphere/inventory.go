@@ -68,11 +68,7 @@ func matches(f providers.Filter, vm providers.VM) bool {
 
 // list describes all VMs, ordered by path, as far as these of their properties tell.
 func (p *Provider) list(ctx context.Context, props []string) ([]providers.VM, error) {
-	was := p.login.logins()
-	objects, err := p.everything(ctx, props)
-	if isFault[*types.ManagedObjectNotFound](err) && p.login.logins() != was {
-		objects, err = p.everything(ctx, props) // the view went with the session that ended in the middle
-	}
+	objects, err := p.surely(ctx, append([]types.PropertySpec{{Type: "VirtualMachine", PathSet: props}}, above...))
 	if err != nil {
 		return nil, err
 	}
@@ -98,12 +94,22 @@ func (p *Provider) list(ctx context.Context, props []string) ([]providers.VM, er
 	return vms, nil
 }
 
-// everything reads these properties of all VMs, and what they lie in, in one query.
-func (p *Provider) everything(ctx context.Context, props []string) ([]types.ObjectContent, error) {
+// surely reads everything, once more where the view went with a session that ended in the middle.
+func (p *Provider) surely(ctx context.Context, specs []types.PropertySpec) ([]types.ObjectContent, error) {
+	was := p.login.logins()
+	objects, err := p.everything(ctx, specs)
+	if isFault[*types.ManagedObjectNotFound](err) && p.login.logins() != was {
+		objects, err = p.everything(ctx, specs)
+	}
+	return objects, err
+}
+
+// everything reads properties of all objects of some types in one query.
+func (p *Provider) everything(ctx context.Context, specs []types.PropertySpec) ([]types.ObjectContent, error) {
 	content := p.soap.ServiceContent
-	kinds := []string{"VirtualMachine"}
-	for _, s := range above {
-		kinds = append(kinds, s.Type)
+	kinds := make([]string, len(specs))
+	for i, s := range specs {
+		kinds[i] = s.Type
 	}
 	view, err := methods.CreateContainerView(ctx, p.soap, &types.CreateContainerView{
 		This: *content.ViewManager, Container: content.RootFolder, Type: kinds, Recursive: true,
@@ -121,7 +127,7 @@ func (p *Provider) everything(ctx context.Context, props []string) ([]types.Obje
 			Obj: view.Returnval, Skip: types.NewBool(true),
 			SelectSet: []types.BaseSelectionSpec{&types.TraversalSpec{Type: "ContainerView", Path: "view"}},
 		}},
-		PropSet: append([]types.PropertySpec{{Type: "VirtualMachine", PathSet: props}}, above...),
+		PropSet: specs,
 	})
 }
 

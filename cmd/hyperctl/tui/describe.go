@@ -49,7 +49,7 @@ func jobTexts(jobs []job.Job) []string {
 func vmTexts(vms []providers.VM) []string {
 	out := make([]string, len(vms))
 	for i, vm := range vms {
-		out[i] = strings.Join([]string{string(vm.ID), vm.Name, vm.Path, vm.GuestOS, power(vm.PowerState)}, " ")
+		out[i] = strings.Join([]string{string(vm.ID), vm.Name, vm.Path, vm.GuestOS, vm.PowerState.Word()}, " ")
 	}
 	return out
 }
@@ -119,7 +119,7 @@ func (m *model) vmCells(id string) (cells []string, c string) {
 		c = "8"
 	}
 	return []string{
-		vm.Name, power(vm.PowerState), fmt.Sprint(vm.NumCPU), terminal.BytesText(vm.MemoryMB << 20), terminal.BytesText(vm.StorageBytes), vm.GuestOS, vm.Path,
+		vm.Name, vm.PowerState.Word(), fmt.Sprint(vm.NumCPU), terminal.BytesText(vm.MemoryMB << 20), terminal.BytesText(vm.StorageBytes), vm.GuestOS, vm.Path,
 	}, c
 }
 
@@ -201,7 +201,7 @@ func (m *model) vmText() []string {
 		return []string{"looking at the VM …"}
 	}
 	vm := m.vm
-	out := rows(nil, "Name", vm.Name, "Path", vm.Path, "Id", string(vm.ID), "Power", power(vm.PowerState), "Guest", vm.GuestOS,
+	out := rows(nil, "Name", vm.Name, "Path", vm.Path, "Id", string(vm.ID), "Power", vm.PowerState.Word(), "Guest", vm.GuestOS,
 		"CPU", fmt.Sprint(vm.NumCPU), "Memory", terminal.BytesText(vm.MemoryMB<<20), "Storage", terminal.BytesText(vm.StorageBytes), "Host", vm.Host,
 		"Firmware", vm.Firmware, "Hardware", vm.HardwareVersion, "Hostname", vm.Hostname, "Addresses", strings.Join(vm.Addresses, ", "), "Notes", vm.Annotation)
 	for _, d := range vm.Disks {

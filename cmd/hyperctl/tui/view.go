@@ -9,7 +9,6 @@ import (
 	"charm.land/lipgloss/v2"
 
 	"hypersdk/cmd/terminal"
-	"hypersdk/providers"
 	"hypersdk/workflows/job"
 )
 
@@ -236,14 +235,4 @@ func helpText() []string {
 		out = append(out, terminal.Pad(h[0], 26)+h[1])
 	}
 	return out
-}
-
-func power(p providers.Power) string {
-	switch p {
-	case providers.PowerOn:
-		return "on"
-	case providers.PowerOff:
-		return "off"
-	}
-	return string(p)
 }

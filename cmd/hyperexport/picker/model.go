@@ -74,9 +74,9 @@ func newModel(ctx context.Context, s Source) *model {
 	return m
 }
 
-func field(placeholder string) textinput.Model {
+func field(hint string) textinput.Model {
 	f := textinput.New()
-	f.Prompt, f.Placeholder, f.CharLimit = "> ", placeholder, 4000
+	f.Prompt, f.Placeholder, f.CharLimit = "> ", hint, 4000
 	st := f.Styles()
 	st.Cursor.Blink = false
 	f.SetStyles(st)

@@ -125,23 +125,13 @@ func (m *model) row(at int) string {
 func (m *model) columns(vm providers.VM) string {
 	var rest string
 	if m.width >= wide {
-		rest = fmt.Sprintf("  %-9s %3d CPU %9s", power(vm.PowerState), vm.NumCPU, terminal.BytesText(vm.MemoryMB<<20))
+		rest = fmt.Sprintf("  %-9s %3d CPU %9s", terminal.Cut(terminal.OneLine(vm.PowerState.Word()), 9), vm.NumCPU, terminal.BytesText(vm.MemoryMB<<20))
 	}
 	if m.width >= wider {
 		rest += fmt.Sprintf(" %9s  %s", terminal.BytesText(vm.StorageBytes), terminal.Pad(terminal.Cut(terminal.OneLine(vm.GuestOS), 24), 24))
 	}
 	w := max(minName, m.width-4-terminal.Width(rest))
 	return terminal.Pad(terminal.Cut(terminal.OneLine(vm.Name), w), w) + rest
-}
-
-func power(p providers.Power) string {
-	switch p {
-	case providers.PowerOn:
-		return "on"
-	case providers.PowerOff:
-		return "off"
-	}
-	return terminal.Cut(terminal.OneLine(string(p)), 9)
 }
 
 func (m *model) describing() []string {
