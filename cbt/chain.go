@@ -53,6 +53,8 @@ type Options struct {
 	Compression string
 	// ClusterSize is what a change is rounded to, in bytes; 0: 64 KiB. Only Create asks for it.
 	ClusterSize int64
+	// Root is the folder, where it was opened already: then dir only names it. It stays the caller's.
+	Root *os.Root
 
 	step func(op, name string) error // see folder
 }
@@ -88,7 +90,11 @@ func enter(ctx context.Context, dir string, o Options, load func(*Chain) error) 
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	root, err := os.OpenRoot(dir)
+	open := func() (*os.Root, error) { return os.OpenRoot(dir) }
+	if o.Root != nil {
+		open = func() (*os.Root, error) { return o.Root.OpenRoot(".") }
+	}
+	root, err := open()
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ type Spec struct {
 	Compress   bool   `json:"compress,omitempty" yaml:"compress" doc:"Store blocks compressed, where the format can"`
 	// Thin is nil where nothing was said: sparse.
 	Thin        *bool          `json:"thin,omitempty" yaml:"thin" doc:"false: allocate the whole disk on the target"`
-	Incremental bool           `json:"incremental,omitempty" yaml:"incremental" doc:"Copy only what changed since the last export"`
+	Incremental bool           `json:"incremental,omitempty" yaml:"incremental" doc:"Keep a chain in the folder of the VM, a base and deltas in qcow2, and copy only what changed since its newest point"`
 	Connection  string         `json:"connection,omitempty" yaml:"connection" doc:"Name of a configured connection; the default one where absent"`
 	Options     Options        `json:"options,omitzero" yaml:"options"`
 	Metadata    map[string]any `json:"metadata,omitempty" yaml:"metadata" doc:"Anything; kept with the job and in its manifest"`
@@ -38,6 +38,8 @@ type Options struct {
 	ShutdownTimeout Duration `json:"shutdown_timeout,omitempty" yaml:"shutdown_timeout" doc:"With shutdown: what the guest has, in seconds or as a duration; 5 minutes where absent"`
 	ShutdownThen    Then     `json:"shutdown_then,omitempty" yaml:"shutdown_then" enum:"fail,poweroff" doc:"With shutdown: what follows where the guest does not shut down in time, or cannot be asked; fail where absent"`
 	PowerOn         string   `json:"power_on,omitempty" yaml:"power_on" enum:"after_export,after_snapshot,never" doc:"With shutdown: when the VM is started again; after_export where absent. After a failure it is in any case"`
+	Full            bool     `json:"full,omitempty" yaml:"full" doc:"With incremental: copy all disks in full, whatever is known of their changes"`
+	VerifyTracking  bool     `json:"verify_tracking,omitempty" yaml:"verify_tracking" doc:"With incremental: read all disks in full to see whether the platform told every change; what it missed is copied, and raises an alert"`
 	NoVerify        bool     `json:"no_verify,omitempty" yaml:"no_verify" doc:"Do not read the target again to compare it with what was received"`
 }
 
@@ -161,8 +163,20 @@ type Result struct {
 	Disks     []DiskResult  `json:"disks"`
 	Host      string        `json:"host,omitempty"`
 	Transport string        `json:"transport,omitempty"`
+	// Point is set by an export that is incremental.
+	Point *PointResult `json:"point,omitempty" doc:"The point of the chain that was written, of an incremental export"`
+	// Alerts say what somebody has to know although the job succeeded.
+	Alerts []string `json:"alerts,omitempty"`
 	// Leftover says what could not be cleaned up and has to be looked after by hand.
 	Leftover []string `json:"leftover,omitempty"`
+}
+
+// PointResult is a point that was added to a chain.
+type PointResult struct {
+	Chain   string `json:"chain" doc:"Id of the chain"`
+	Number  int64  `json:"number" doc:"Number of the point"`
+	Parent  int64  `json:"parent,omitempty" doc:"Number of the point before"`
+	Changed int64  `json:"changed" doc:"Bytes of the disks that were taken as changed; all of them where a disk was copied in full"`
 }
 
 // DiskResult is one disk of a finished export.
@@ -177,6 +191,12 @@ type DiskResult struct {
 	Archive string `json:"archive,omitempty" doc:"Archive that the file is in (format ova)"`
 	Read    int64  `json:"read" doc:"Bytes read from the source, all attempts"`
 	Retries int32  `json:"retries,omitempty"`
+	// What follows is set by an export that is incremental.
+	Full    bool   `json:"full,omitempty" doc:"The disk was copied in full"`
+	Reason  string `json:"reason,omitempty" doc:"Why it was copied in full"`
+	By      string `json:"by,omitempty" enum:"tracking,comparison" doc:"How the changes were found, where it was not"`
+	Changed int64  `json:"changed,omitempty" doc:"Bytes of the disk that were taken as changed"`
+	Backing string `json:"backing,omitempty" doc:"File that this one builds upon"`
 }
 
 // Time is a time in an answer: RFC 3339 in UTC with three fractional digits.
