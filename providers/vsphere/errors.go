@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
+	"syscall"
 
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
@@ -69,6 +71,14 @@ func advice(err error) string {
 		return "set server to a URL that begins with http://"
 	}
 	return ""
+}
+
+// mayWantTLS says of a connection without TLS whether it failed as one to a server that expects TLS does:
+// it is answered with status 400, or cut off while the request is still being sent.
+func mayWantTLS(err error) bool {
+	var status *statusError
+	return errors.As(err, &status) && status.code == http.StatusBadRequest ||
+		errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
 }
 
 // reason is why err happened. It is the only such table of this provider.

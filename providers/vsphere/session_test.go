@@ -155,7 +155,7 @@ func TestTrust(t *testing.T) {
 		"insecure":                {func(c *vsphere.Config) { c.Thumbprint, c.Insecure = "", true }, ""},
 		"nothing":                 {func(c *vsphere.Config) { c.Thumbprint = "" }, "thumbprint to " + s.ThumbprintSHA256()},
 		"file that is not there":  {func(c *vsphere.Config) { c.CAFile = "/no/such/file" }, "ca_file"},
-		"http to https":           {func(c *vsphere.Config) { c.Server = strings.Replace(c.Server, "https", "http", 1) }, "400"},
+		"http to https":           {func(c *vsphere.Config) { c.Server = strings.Replace(c.Server, "https", "http", 1) }, "begins with https://"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := open(t.Context(), s, c.change)

@@ -4,6 +4,7 @@ package vsphere
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -66,7 +67,12 @@ func Open(ctx context.Context, c Config, env providers.Env) (*Provider, error) {
 	l, err := newLogin(ctx, e, pool, env)
 	if err != nil {
 		pool.CloseIdleConnections()
-		return nil, fail("connect", host, err)
+		err = fail("connect", host, err)
+		var said *providers.Error
+		if e.url.Scheme == "http" && mayWantTLS(err) && errors.As(err, &said) && said.Msg == "" {
+			said.Msg = "if the server expects TLS, set server to a URL that begins with https://"
+		}
+		return nil, err
 	}
 	if err := l.renew(ctx, 0); err != nil {
 		_ = l.close() // the login's own error is the one to tell

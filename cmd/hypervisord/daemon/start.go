@@ -17,6 +17,7 @@ import (
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/contrib/envconfig"
 	sdklog "go.temporal.io/sdk/log"
+	"google.golang.org/grpc"
 
 	"hypersdk/apiserver"
 	"hypersdk/apiserver/api"
@@ -179,6 +180,8 @@ func (d *Daemon) dial(ctx context.Context) error {
 	d.address, d.namespace = o.HostPort, o.Namespace
 	o.Logger = sdklog.NewStructuredLogger(slog.New(warnings{d.log.Handler()}))
 	o.DataConverter, o.FailureConverter = d.codec.DataConverter(), d.codec.FailureConverter()
+	o.ConnectionOptions.DialOptions = append(o.ConnectionOptions.DialOptions,
+		grpc.WithChainUnaryInterceptor(worker.PatientHeartbeats(worker.DefaultConfig().Heartbeat*3/4)))
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	c, err := client.DialContext(ctx, o)
