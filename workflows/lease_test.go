@@ -39,6 +39,8 @@ func TestPlanChoosesATransport(t *testing.T) {
 		{name: "the best, and then the next", ways: []providers.Transport{block, leased}, transport: "datastore", then: "nfc"},
 		{name: "only one", ways: []providers.Transport{block}, transport: "datastore"},
 		{name: "the best that is safe", ways: []providers.Transport{not(block, "vSAN"), leased}, transport: "nfc", leased: true, why: "datastore: vSAN"},
+		{name: "blocks before a lease", ways: []providers.Transport{not(block, "vSAN"), {Name: "vddk", Resumable: true}, leased}, transport: "vddk", why: "datastore: vSAN", then: "nfc"},
+		{name: "what comes after is not told", ways: []providers.Transport{not(block, "vSAN"), leased, {Name: "vddk", Why: "not configured"}}, transport: "nfc", leased: true, why: "datastore: vSAN"},
 		{name: "never from a lease to blocks", ways: []providers.Transport{leased, block}, transport: "nfc", leased: true},
 		{name: "no other one that is usable", ways: []providers.Transport{block, not(leased, "encrypted")}, transport: "datastore"},
 		{name: "forced to blocks", ways: []providers.Transport{block, leased}, forced: "datastore", transport: "datastore", why: "it was asked for"},

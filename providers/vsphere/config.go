@@ -47,11 +47,16 @@ type Config struct {
 	StallTimeout Duration `json:"stall_timeout,omitempty"`
 	// LeaseReady is how long an export lease may take to become ready.
 	LeaseReady Duration `json:"lease_ready,omitempty"`
+
+	VDDK VDDKConfig `json:"vddk,omitzero"`
 }
 
 // Default is the configuration that a connection starts from.
 func Default() Config {
-	return Config{Connections: 32, KeepAlive: Duration(5 * time.Minute), StallTimeout: Duration(time.Minute), LeaseReady: Duration(5 * time.Minute)}
+	return Config{
+		Connections: 32, KeepAlive: Duration(5 * time.Minute), StallTimeout: Duration(time.Minute), LeaseReady: Duration(5 * time.Minute),
+		VDDK: defaultVDDK(),
+	}
 }
 
 // Validate names every field that cannot be right.
@@ -85,6 +90,7 @@ func (c Config) Validate() error {
 	if c.LeaseReady < Duration(10*time.Millisecond) {
 		say("lease_ready", "must be at least 10ms")
 	}
+	c.VDDK.validate(say)
 	if bad != nil {
 		return errors.New(strings.Join(bad, "; "))
 	}

@@ -138,6 +138,7 @@ func TestFromEnv(t *testing.T) {
 	require.Equal(t, Config{
 		Server: "vc.example.com", Username: "root", Password: "secret", Insecure: true, CAFile: "/a.pem:/b.pem", KnownHosts: "/known",
 		Connections: 32, KeepAlive: Duration(5 * time.Minute), StallTimeout: Duration(time.Minute), LeaseReady: Duration(5 * time.Minute),
+		VDDK: VDDKConfig{NBDKit: "nbdkit", Transports: "nbdssl", Disks: 8, Ready: Duration(2 * time.Minute)},
 	}, c)
 
 	for value, want := range map[string]bool{"": false, "0": false, "false": false, "yes please": false, "true": true, "TRUE": true} {

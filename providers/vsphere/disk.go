@@ -28,7 +28,8 @@ var plainStores = []string{"VMFS", "NFS", "NFS41"}
 // diskProps is what is asked of a VM to know whether and where its disks can be read.
 var diskProps = []string{"config.hardware.device", "config.template", "config.keyId", "snapshot", "runtime"}
 
-// Transports tells whether the disks of vm can be read from their datastores, and whether under a lease.
+// Transports tells whether the disks of vm can be read from their datastores, with VDDK, and under a lease.
+// VDDK comes last where the connection has none: it is no better way that one would have to hear about.
 func (p *Provider) Transports(ctx context.Context, vm providers.VM) ([]providers.Transport, error) {
 	const op = "look at the disks of"
 	m, err := p.machine(ctx, vm.ID, diskProps)
@@ -40,9 +41,19 @@ func (p *Provider) Transports(ctx context.Context, vm providers.VM) ([]providers
 	if why := m.refuseLease(); why != nil {
 		leased.Why = why.Msg
 	}
+	library := p.vddkTransport(ctx, m)
+	if err := ctx.Err(); err != nil {
+		return nil, fail(op, string(vm.ID), err)
+	}
+	all := func() []providers.Transport {
+		if p.vddk.configured() {
+			return []providers.Transport{direct, library, leased}
+		}
+		return []providers.Transport{direct, leased, library}
+	}
 	if why := m.refuse(""); why != nil {
 		direct.Why = why.Msg
-		return []providers.Transport{direct, leased}, nil
+		return all(), nil
 	}
 	devices := m.Config.Hardware.Device
 	if ours := snapshots(m.Snapshot); len(ours) > 0 {
@@ -58,7 +69,7 @@ func (p *Provider) Transports(ctx context.Context, vm providers.VM) ([]providers
 			}
 		}
 	}
-	return []providers.Transport{direct, leased}, nil
+	return all(), nil
 }
 
 // refuse says why no disk of the VM can be read from its datastore, nil where nothing speaks against
@@ -147,9 +158,13 @@ type flat struct {
 // OpenDisk opens the disk as it was when the snapshot was taken.
 func (p *Provider) OpenDisk(ctx context.Context, ref providers.DiskRef) (formats.Image, error) {
 	object := fmt.Sprintf("%s disk %s", ref.VM, ref.Disk)
-	if ref.Transport != "" && ref.Transport != Datastore {
+	switch ref.Transport {
+	case "", Datastore:
+	case VDDK:
+		return p.openVDDK(ctx, ref, object)
+	default:
 		return nil, &providers.Error{Op: "vsphere: open disk", Object: object, Reason: providers.Unsupported,
-			Msg: fmt.Sprintf("there is no transport %q for a disk by itself; there is: %s", ref.Transport, Datastore)}
+			Msg: fmt.Sprintf("there is no transport %q for a disk by itself; there are: %s, %s", ref.Transport, Datastore, VDDK)}
 	}
 	f, err := p.resolve(ctx, ref)
 	if err != nil {
@@ -175,33 +190,52 @@ func (p *Provider) resolve(ctx context.Context, ref providers.DiskRef) (flat, er
 	if err != nil {
 		return flat{}, err
 	}
-	gone := func(what string) error {
-		return &providers.Error{Op: "vsphere: read from datastore", Object: string(ref.VM), Reason: providers.NotFound, Msg: what}
-	}
-	if !slices.ContainsFunc(snapshots(m.Snapshot), func(s providers.Snapshot) bool { return s.ID == ref.Snapshot }) {
-		return flat{}, gone("the VM has no snapshot " + string(ref.Snapshot) + " any more, so that nothing freezes its disks")
+	if err := m.has(ref.Snapshot); err != nil {
+		return flat{}, err
 	}
 	if why := m.refuse(ref.Snapshot); why != nil {
 		return flat{}, why
 	}
-	devices, err := p.frozen(ctx, ref.Snapshot)
+	d, err := p.frozenDisk(ctx, m, ref)
 	if err != nil {
 		return flat{}, err
-	}
-	d := findDisk(devices, ref.Disk)
-	if d == nil {
-		return flat{}, gone("its snapshot " + string(ref.Snapshot) + " has no disk " + string(ref.Disk))
 	}
 	if why := m.refuseDisk(d); why != nil {
 		return flat{}, why
 	}
-	file := d.Backing.(*types.VirtualDiskFlatVer2BackingInfo).FileName
-	if live := findDisk(m.Config.Hardware.Device, ref.Disk); live != nil && fileOf(live) == file {
-		return flat{}, &providers.Error{Op: "vsphere: read from datastore", Object: string(ref.VM), Reason: providers.Precondition,
-			Msg: "the VM itself works on " + file + ", although there is a snapshot"}
-	}
 	u, err := p.flatURL(m, d)
 	return flat{url: u, size: capacity(d)}, err
+}
+
+// has makes sure that there is a snapshot, without which nothing freezes the disks.
+func (m *machine) has(snapshot providers.SnapshotID) error {
+	if slices.ContainsFunc(snapshots(m.Snapshot), func(s providers.Snapshot) bool { return s.ID == snapshot }) {
+		return nil
+	}
+	return &providers.Error{Op: "vsphere: open disk", Object: m.Self.Value, Reason: providers.NotFound,
+		Msg: "the VM has no snapshot " + string(snapshot) + " any more, so that nothing freezes its disks"}
+}
+
+// frozenDisk is a disk as a snapshot has it, which the VM itself no longer works on.
+func (p *Provider) frozenDisk(ctx context.Context, m *machine, ref providers.DiskRef) (*types.VirtualDisk, error) {
+	no := func(r providers.Reason, msg string) error {
+		return &providers.Error{Op: "vsphere: open disk", Object: string(ref.VM), Reason: r, Msg: msg}
+	}
+	devices, err := p.frozen(ctx, ref.Snapshot)
+	if err != nil {
+		return nil, err
+	}
+	d := findDisk(devices, ref.Disk)
+	if d == nil {
+		return nil, no(providers.NotFound, "its snapshot "+string(ref.Snapshot)+" has no disk "+string(ref.Disk))
+	}
+	if m.Config == nil {
+		return nil, no(providers.Precondition, "the server does not tell the VM's configuration")
+	}
+	if live := findDisk(m.Config.Hardware.Device, ref.Disk); live != nil && fileOf(live) == fileOf(d) && fileOf(d) != "" {
+		return nil, no(providers.Precondition, "the VM itself works on "+fileOf(d)+", although there is a snapshot")
+	}
+	return d, nil
 }
 
 func findDisk(devices []types.BaseVirtualDevice, id providers.DiskID) *types.VirtualDisk {

@@ -259,7 +259,7 @@ func TestAnotherSnapshot(t *testing.T) {
 	why := func() string {
 		tr, err := p.Transports(t.Context(), vm)
 		require.NoError(t, err)
-		require.Len(t, tr, 2)
+		require.Len(t, tr, 3)
 		require.Equal(t, "datastore", tr[0].Name)
 		require.True(t, tr[0].Resumable)
 		require.Equal(t, providers.Transport{Name: "nfc", Leased: true}, tr[1], "a lease does not mind other snapshots")

@@ -22,9 +22,6 @@ const (
 	// troubles are for whoever runs the copy: he can wait without holding anything.
 	maxResumes  = 5
 	firstResume = 100 * time.Millisecond
-	// checkEvery is how often a long copy makes sure that the disk is still frozen: it need not read for
-	// hours what is worth nothing. What counts is Confirm after the last read.
-	checkEvery = 30 * time.Second
 )
 
 // image is a disk in a flat file on a datastore. One ReadAt is one range request, whose bytes go from
@@ -33,18 +30,16 @@ type image struct {
 	p      *Provider
 	object string // for errors: "vm-42 disk 2000"
 	flat
+	guard
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	check  func(context.Context) error // says whether the file is still the frozen disk
 
-	mu      sync.Mutex
-	mark    string    // what the server says of the file's version
-	broken  error     // once the file was seen to change, no byte of it is trusted
-	checked time.Time // when the last check began
+	mu   sync.Mutex
+	mark string // what the server says of the file's version
 }
 
 func newImage(ctx context.Context, p *Provider, object string, f flat, check func(context.Context) error) *image {
-	im := &image{p: p, object: object, flat: f, check: check, checked: time.Now()}
+	im := &image{p: p, object: object, flat: f, guard: guard{check: check, checked: time.Now()}}
 	im.ctx, im.cancel = context.WithCancelCause(ctx)
 	return im
 }
@@ -136,7 +131,7 @@ func (im *image) fail(r providers.Reason, msg string) error {
 
 // fetch fills b from off with one request, and says how far it came.
 func (im *image) fetch(b []byte, off int64) (int, error) {
-	if err := im.trusted(); err != nil {
+	if err := im.trusted(im.ctx); err != nil {
 		return 0, err
 	}
 	select {
@@ -154,57 +149,6 @@ func (im *image) fetch(b []byte, off int64) (int, error) {
 		return 0, err
 	}
 	return io.ReadFull(res.Body, b)
-}
-
-// trusted says whether the file may still be read, and now and then makes sure of it. Whoever finds a
-// check due makes it; the others read on.
-func (im *image) trusted() error {
-	im.mu.Lock()
-	broken, due := im.broken, time.Since(im.checked) > checkEvery
-	if due {
-		im.checked = time.Now()
-	}
-	im.mu.Unlock()
-	if broken != nil || !due {
-		return broken
-	}
-	if err := im.check(im.ctx); final(err) {
-		return im.condemn(err)
-	}
-	return nil // frozen, or nobody could tell: the next check will
-}
-
-// Confirm looks once more whether the disk is frozen. The id of a snapshot is never used again, so that
-// one which is there now was there all the time.
-func (im *image) Confirm(ctx context.Context) error {
-	im.mu.Lock()
-	broken := im.broken
-	im.mu.Unlock()
-	if broken != nil {
-		return broken
-	}
-	err := im.check(ctx)
-	if final(err) {
-		return im.condemn(err)
-	}
-	return err
-}
-
-// final says whether a failed check is an answer, rather than the lack of one.
-func final(err error) bool {
-	switch reason(err) {
-	case "", providers.Unavailable, providers.Throttled, providers.Canceled:
-		return false
-	}
-	return true
-}
-
-// condemn lets every read from now on fail.
-func (im *image) condemn(err error) error {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	im.broken = err
-	return err
 }
 
 // request asks for a range. Where it is refused because the session ended, it is asked for once more

@@ -209,7 +209,11 @@ func TestImportLeavesNothingHalfDone(t *testing.T) {
 		}, reason: providers.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := vspheretest.Start(t, vspheretest.Options{LeaseTimeout: 2 * time.Second})
+			patience := 8 * time.Second
+			if name == "lease lost" {
+				patience = 2 * time.Second
+			}
+			s := vspheretest.Start(t, vspheretest.Options{LeaseTimeout: patience})
 			p := connect(t, s)
 			for _, f := range c.faults {
 				_, err := s.Inject(f)

@@ -261,8 +261,8 @@ func TestTransportsAreToldBestFirst(t *testing.T) {
 			}
 			got, err := p.Transports(t.Context(), vm)
 			require.NoError(t, err)
-			require.Len(t, got, 2)
-			require.Equal(t, []string{vsphere.Datastore, vsphere.NFC}, []string{got[0].Name, got[1].Name})
+			require.Len(t, got, 3)
+			require.Equal(t, []string{vsphere.Datastore, vsphere.NFC, vsphere.VDDK}, []string{got[0].Name, got[1].Name, got[2].Name})
 			require.Equal(t, []bool{false, true}, []bool{got[0].Leased, got[1].Leased})
 			for i, why := range []string{c.direct, c.nfc} {
 				require.Equal(t, why == "", got[i].Why == "", "%s: %s", got[i].Name, got[i].Why)

@@ -1,5 +1,5 @@
 // Package vsphere reaches VMware vCenter and ESXi: inventory, snapshots, and disks read over HTTP from
-// their datastores or under export leases.
+// their datastores, through VMware's VDDK, or under export leases.
 package vsphere
 
 import (
@@ -45,6 +45,7 @@ type Provider struct {
 	soap   *vim25.Client
 	http   *http.Client  // for disks
 	slots  chan struct{} // reads of disks that may be on the wire
+	vddk   *vddk
 	// names lists the VMs by name and path only. It is shared, because a hundred jobs that are submitted
 	// at once all look for their VMs.
 	names *shared[[]providers.VM]
@@ -85,6 +86,7 @@ func Open(ctx context.Context, c Config, env providers.Env) (*Provider, error) {
 		soap:   l.client(),
 		http:   &http.Client{Transport: pool, Jar: l.cookies, CheckRedirect: noRedirect},
 		slots:  make(chan struct{}, c.Connections),
+		vddk:   newVDDK(c.VDDK, e),
 	}
 	p.names = newShared(func(ctx context.Context) ([]providers.VM, error) { return p.list(ctx, named) })
 	p.endLeftLeases(ctx, "")

@@ -172,6 +172,8 @@ func TestRecordTellsWhatWasServed(t *testing.T) {
 		_, _, err := c.get("datastore1", file, bytesRange(r[0], r[1]))
 		require.NoError(t, err)
 	}
+	// What was sent is noted when the answer has ended, which its reader sees a little sooner.
+	eventually(t, func() bool { return len(s.Requests()) == 4 })
 	cov, err := s.ServedDisk("web-01", 0)
 	require.NoError(t, err)
 	require.Equal(t, []vspheretest.Span{
