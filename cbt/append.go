@@ -41,6 +41,7 @@ type Plan struct {
 	Reason string // for being full
 	Ranges Set    // to read, in whole clusters; of a full copy all of the disk
 	Done   bool   // an earlier attempt has copied it already
+	File   string // that it will be in
 }
 
 // Append is a new point being written. Disks are copied in any order, several at once; the chain shows
@@ -149,7 +150,7 @@ func (a *Append) prepare(ctx context.Context) error {
 func (a *Append) clear(ctx context.Context) error {
 	known, mine := a.c.m.files(), make(map[string]bool)
 	for _, n := range a.all {
-		mine[n.file(a)], mine[n.index(a)] = true, true
+		mine[n.file(a)], mine[n.index(a)], mine[comparedName(n.label, a.state.Number)] = true, true, true
 	}
 	return a.c.sweep(ctx, func(file string) bool { _, ok := known[file]; return ok || mine[file] })
 }
@@ -202,6 +203,8 @@ func (a *Append) fullBecause(ctx context.Context, n *newDisk) (string, error) {
 		return "what changed is not known", nil
 	case ch.By != Tracked && ch.By != Compared:
 		return fmt.Sprintf("how the changes were found is not known: %q", ch.By), nil
+	case ch.Since != 0 && ch.Since != newest.Number:
+		return fmt.Sprintf("the changes are those since point %d, the newest point is %d", ch.Since, newest.Number), nil
 	case ch.By == Tracked && (old.ChangeID == "" || ch.From != old.ChangeID):
 		return fmt.Sprintf("changes are known since %q, the newest point is %q", ch.From, old.ChangeID), nil
 	case ch.By == Tracked && ch.To != n.ChangeID:
@@ -241,7 +244,7 @@ func (a *Append) Plans() []Plan {
 	defer a.mu.Unlock()
 	var all []Plan
 	for _, n := range a.all {
-		all = append(all, Plan{n.Disk, n.full, n.reason, n.ranges.Clone(), n.ready != nil})
+		all = append(all, Plan{n.Disk, n.full, n.reason, n.ranges.Clone(), n.ready != nil, n.file(a)})
 	}
 	return all
 }
@@ -274,6 +277,11 @@ func (a *Append) commit(ctx context.Context) error {
 		a.state.Disks = append(a.state.Disks, *n.ready)
 		in.Renames = append(in.Renames, n.ready.File, n.ready.Index)
 		in.Removes = append(in.Removes, journalName(n.ready.File))
+		left, err := a.c.comparedLeft(n.label, a.state.Number)
+		if err != nil {
+			return err
+		}
+		in.Removes = append(in.Removes, left...)
 	}
 	m.Points = append(m.Points, a.state)
 	m.Next++
@@ -348,7 +356,7 @@ func (a *Append) take(disk string) (*newDisk, error) {
 	case i < 0:
 		return nil, fmt.Errorf("it is not part of the point: %w", ErrNotFound)
 	case a.all[i].busy:
-		return nil, fmt.Errorf("it is being copied: %w", ErrInUse)
+		return nil, fmt.Errorf("it is being copied or verified: %w", ErrInUse)
 	}
 	a.all[i].busy = true
 	return a.all[i], nil
@@ -363,11 +371,7 @@ func (a *Append) copy(ctx context.Context, n *newDisk, src formats.Source, opt f
 	} else if !n.full {
 		return formats.Result{}, nil, errors.New("a delta is read from an image, not from a stream")
 	}
-	backing := ""
-	if n.before != nil {
-		backing = n.before.disk.File
-	}
-	p := &part{c: a.c, file: n.file(a), index: n.index(a), id: a.id(n), size: n.Size, options: a.c.createOptions(backing)}
+	p := a.part(n)
 	defer p.close()
 	var ready Disk
 	if whole, err := p.open(&ready); err != nil || whole {
@@ -388,12 +392,21 @@ func (a *Append) copy(ctx context.Context, n *newDisk, src formats.Source, opt f
 	if err != nil {
 		return res, nil, err
 	}
-	ready = Disk{Disk: n.Disk, Size: n.Size, ChangeID: n.ChangeID, Full: n.full, Reason: n.reason, File: p.file, Backing: backing,
+	ready = Disk{Disk: n.Disk, Size: n.Size, ChangeID: n.ChangeID, Full: n.full, Reason: n.reason, File: p.file, Backing: p.options.Backing,
 		Stored: stored, Changed: n.ranges.Bytes(), Index: p.index, Digest: digest.String()}
 	if !n.full {
 		ready.By = n.Changes.By
 	}
 	return res, &ready, p.finish(ready)
+}
+
+// part is the file of a disk that is to be written.
+func (a *Append) part(n *newDisk) *part {
+	backing := ""
+	if n.before != nil {
+		backing = n.before.disk.File
+	}
+	return &part{c: a.c, file: n.file(a), index: n.index(a), id: a.id(n), size: n.Size, options: a.c.createOptions(backing)}
 }
 
 // inherit notes the sums of the blocks that the delta does not touch.
@@ -424,28 +437,13 @@ func (a *Append) inherit(n *newDisk, d *formats.Digests) error {
 // has not seen all are read back: of a delta those that lie partly in the file below, which must still be
 // what they were.
 func (a *Append) digest(ctx context.Context, n *newDisk, p *part, opt formats.CopyOptions) (formats.Digest, error) {
-	r := redigest{now: p.digests, workers: opt.Workers, pace: opt.Pace}
-	var (
-		links []link
-		err   error
-	)
-	if n.before != nil {
-		if links, err = a.c.m.links(n.before.point.Number, n.Disk); err != nil {
-			return formats.Digest{}, err
-		}
-		old, err := a.c.Open(ctx, n.before.point.Number, n.Disk)
-		if err != nil {
-			return formats.Digest{}, err
-		}
-		defer old.Close()
-		index, closeIndex, err := a.c.openIndex(*n.before)
-		if err != nil {
-			return formats.Digest{}, err
-		}
-		defer func() { _ = closeIndex() }()
-		r.old, r.before, r.ranges = old, index, n.ranges
+	b, err := a.below(ctx, n)
+	if err != nil {
+		return formats.Digest{}, err
 	}
-	if r.img, err = a.c.stack(ctx, links, p.image.File); err != nil {
+	defer b.close()
+	r := redigest{now: p.digests, workers: opt.Workers, pace: opt.Pace, below: b}
+	if r.img, err = a.c.stack(ctx, b.links, p.image.File); err != nil {
 		return formats.Digest{}, err
 	}
 	defer r.img.Close()

@@ -3,8 +3,10 @@ package cbt
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"runtime"
 	"sync"
 
@@ -52,6 +54,60 @@ feed:
 	return context.Cause(ctx)
 }
 
+// firstDamage is eachBlock for blocks that ascend. Of those that fn finds damaged (its error wraps
+// formats.ErrCorrupt) it answers the first on the disk; none behind that is begun.
+func firstDamage(ctx context.Context, workers int, blocks iter.Seq[int64], fn func(ctx context.Context, i int64, buf []byte) error) error {
+	var (
+		mu     sync.Mutex
+		first  = int64(math.MaxInt64)
+		damage error
+	)
+	before := func(i int64) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return i < first
+	}
+	ascending := func(yield func(int64, error) bool) {
+		for i := range blocks {
+			if !before(i) || !yield(i, nil) {
+				return
+			}
+		}
+	}
+	err := eachBlock(ctx, workers, ascending, func(ctx context.Context, i int64, buf []byte) error {
+		if !before(i) {
+			return nil
+		}
+		err := fn(ctx, i, buf)
+		if !errors.Is(err, formats.ErrCorrupt) {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if i < first {
+			first, damage = i, err
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return damage
+}
+
+// blocksOf yields the numbers of the blocks that a set touches, ascending.
+func blocksOf(s Set, size int64) iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		for r := range s.Align(formats.BlockSize, size).All() {
+			for i := r.Off / formats.BlockSize; i*formats.BlockSize < r.End(); i++ {
+				if !yield(i) {
+					return
+				}
+			}
+		}
+	}
+}
+
 var zeroSum = sync.OnceValue(func() formats.Sum { return sha256.Sum256(make([]byte, formats.BlockSize)) })
 
 // sumOf reads and sums n bytes at off, and says how many it read: what is known to be zeros is not.
@@ -82,11 +138,7 @@ type redigest struct {
 	workers int // 0: one a core
 	pace    func(ctx context.Context, n int64) error
 
-	// Of a delta: the point before, and what changed since. What is taken from it unchanged is compared
-	// with its sum first: damage is to be found, not digested.
-	old    formats.Image
-	before *formats.Digests
-	ranges Set
+	below // of a delta
 }
 
 func (r *redigest) run(ctx context.Context) error {
@@ -114,6 +166,15 @@ func (r *redigest) block(ctx context.Context, i int64, buf []byte) error {
 	if err := r.prove(ctx, i, buf); err != nil {
 		return err
 	}
+	if r.keeps(i) && r.index.BlockLen(i) == n {
+		// It is in buf as it was, and has been proved: only what changed is read anew.
+		for c := range r.ranges.within(off, off+n) {
+			if err := readFull(r.img, buf[c.Off-off:][:c.Len], c.Off); err != nil {
+				return err
+			}
+		}
+		return r.now.Put(i, sha256.Sum256(buf[:n]))
+	}
 	s, _, err := sumOf(ctx, r.img, off, buf[:n])
 	if err != nil {
 		return err
@@ -121,13 +182,56 @@ func (r *redigest) block(ctx context.Context, i int64, buf []byte) error {
 	return r.now.Put(i, s)
 }
 
-// prove compares a block of the point before with its sum, unless nothing of it is left.
-func (r *redigest) prove(ctx context.Context, i int64, buf []byte) error {
-	if r.old == nil || i >= r.before.Blocks() || r.ranges.Covers(i*formats.BlockSize, r.now.BlockLen(i)) {
+// below is the disk that a delta builds upon. What is taken from it unchanged is compared with its sum
+// first: damage is to be found, not digested. The zero value is that of a full copy: nothing is below.
+type below struct {
+	links  []link
+	disk   formats.Image // nil: nothing is below
+	index  *formats.Digests
+	ranges Set   // that changed since
+	size   int64 // of the disk now
+
+	closeIndex func() error
+}
+
+// below opens what a new file of a disk builds upon.
+func (a *Append) below(ctx context.Context, n *newDisk) (b below, err error) {
+	if n.before == nil {
+		return b, nil
+	}
+	b.ranges, b.size = n.ranges, n.Size
+	number := n.before.point.Number
+	if b.links, err = a.c.m.links(number, n.Disk); err != nil {
+		return b, err
+	}
+	if b.disk, err = a.c.Open(ctx, number, n.Disk); err != nil {
+		return b, err
+	}
+	if b.index, b.closeIndex, err = a.c.openIndex(*n.before); err != nil {
+		return b, errors.Join(err, b.disk.Close())
+	}
+	return b, nil
+}
+
+func (b *below) close() {
+	if b.disk != nil {
+		_, _ = b.disk.Close(), b.closeIndex()
+	}
+}
+
+// keeps says whether anything of a block is still that of the disk below.
+func (b *below) keeps(i int64) bool {
+	off := i * formats.BlockSize
+	return b.disk != nil && i < b.index.Blocks() && !b.ranges.Covers(off, min(formats.BlockSize, b.size-off))
+}
+
+// prove reads a block of the disk below into buf and compares it with its sum, unless nothing of it is left.
+func (b *below) prove(ctx context.Context, i int64, buf []byte) error {
+	if !b.keeps(i) {
 		return nil
 	}
-	b := blockCheck{img: r.old, index: r.before}
-	if err := b.block(ctx, i, buf); err != nil {
+	k := blockCheck{img: b.disk, index: b.index}
+	if err := k.block(ctx, i, buf); err != nil {
 		return fmt.Errorf("what the delta builds upon is damaged (a check of the chain names the link): %w", err)
 	}
 	return nil
@@ -143,16 +247,14 @@ type blockCheck struct {
 }
 
 // run reads the blocks that set touches. The error wraps formats.ErrCorrupt where one differs, and names
-// the first that was seen to. each is called now and then, from one goroutine.
+// the first that does. each is called now and then, from one goroutine.
 func (b blockCheck) run(ctx context.Context, set Set, each func()) error {
-	return eachBlock(ctx, b.workers, func(yield func(int64, error) bool) {
-		for r := range set.Align(formats.BlockSize, b.img.Size()).All() {
-			for i := r.Off / formats.BlockSize; i*formats.BlockSize < r.End(); i++ {
-				if !yield(i, nil) {
-					return
-				}
-				each()
+	return firstDamage(ctx, b.workers, func(yield func(int64) bool) {
+		for i := range blocksOf(set, b.img.Size()) {
+			if !yield(i) {
+				return
 			}
+			each()
 		}
 	}, b.block)
 }

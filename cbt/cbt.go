@@ -2,9 +2,10 @@
 // disk is with only those in it, and chains of a base and deltas that keep every point readable.
 //
 // A platform that tracks changes answers a [Set] of ranges; where none does, [Compare] finds the ranges
-// by the digests of the blocks, and [Audit] tells whether a tracker left one out. [View] makes an image
-// of an image's ranges, so that a copy of it is an incremental copy; [Stack] reads images through one
-// another. A [Chain] is a folder with a base and deltas for every disk of a VM.
+// by the digests of the blocks, and [Audit] tells whether a tracker left one out; a [Chain] does both for
+// its newest point, and goes on where it was killed. [View] makes an image of an image's ranges, so that a
+// copy of it is an incremental copy; [Stack] reads images through one another. A [Chain] is a folder with
+// a base and deltas for every disk of a VM.
 package cbt
 
 // Point names the state of a disk at one time as its provider does: a change id, a checkpoint, a
@@ -26,4 +27,6 @@ type Changes struct {
 	From, To Point
 	By       Tracking
 	Ranges   Set
+	// Since is the number of the point of a chain that they were compared with; 0: of none.
+	Since int64
 }

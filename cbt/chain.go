@@ -26,6 +26,7 @@ import (
 //	.lock                    taken shared to read, and alone to change the chain
 //	.intent.json             a change that is decided and not carried out yet (see intent)
 //	.disk0-000002.qcow2.part a file that is being written, and its journal
+//	.disk0-000002.compared.part what a comparison knows so far of disk0 at point 2, and its journal
 //
 // A file that has its name is never written to again. Changes go through an intent, so that the chain is
 // whole at every moment and survives a kill or a crash at any.
@@ -37,10 +38,11 @@ type Chain struct {
 	lockFile *os.File
 	readOnly bool
 
-	mu      sync.RWMutex // of what follows, and of the names of files: opening an image holds it to read
-	m       *Manifest    // never changed, only replaced
-	pending *intent      // of a chain opened to be read: what somebody decided and did not finish
-	busy    string       // the change that is being made
+	mu      sync.RWMutex    // of what follows, and of the names of files: opening an image holds it to read
+	m       *Manifest       // never changed, only replaced
+	pending *intent         // of a chain opened to be read: what somebody decided and did not finish
+	busy    string          // the change that is being made
+	compare map[string]bool // the disks that are being compared
 	closed  bool
 }
 
@@ -159,23 +161,31 @@ func (c *Chain) Manifest() Manifest {
 func (c *Chain) begin(what string) (done func(), err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.closed:
-		return nil, fmt.Errorf("%s: %w", what, os.ErrClosed)
-	case c.readOnly:
-		return nil, fmt.Errorf("%s: the chain was %w", what, ErrReadOnly)
-	case c.busy != "":
-		return nil, fmt.Errorf("%s: the chain is busy, somebody is to %s: %w", what, c.busy, ErrInUse)
+	if err := c.take(what); err != nil {
+		return nil, err
 	}
-	if err := c.recover(); err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
-	}
-	c.busy = what
 	return func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.busy = ""
 	}, nil
+}
+
+// take is begin with c.mu held to write.
+func (c *Chain) take(what string) error {
+	switch {
+	case c.closed:
+		return fmt.Errorf("%s: %w", what, os.ErrClosed)
+	case c.readOnly:
+		return fmt.Errorf("%s: the chain was %w", what, ErrReadOnly)
+	case c.busy != "":
+		return fmt.Errorf("%s: the chain is busy, somebody is to %s: %w", what, c.busy, ErrInUse)
+	}
+	if err := c.recover(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	c.busy = what
+	return nil
 }
 
 // createOptions are those of a file that the chain writes.

@@ -3,9 +3,11 @@ package cbt
 import (
 	"context"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -83,5 +85,40 @@ func BenchmarkChain(b *testing.B) {
 				require.NoError(b, readAll(b.Context(), x.img, buf))
 			}
 		})
+	}
+}
+
+// zeros is a disk that holds nothing.
+type zeros int64
+
+func (z zeros) Size() int64 { return int64(z) }
+func (zeros) Close() error  { return nil }
+
+func (zeros) ReadAt(p []byte, _ int64) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+func (zeros) Extents(_ context.Context, off, n int64) iter.Seq2[formats.Extent, error] {
+	return func(yield func(formats.Extent, error) bool) {
+		yield(formats.Extent{Off: off, Len: n, Kind: formats.Zero}, nil)
+	}
+}
+
+// A point is begun with 100,000 scattered changes of a sparse disk of 64 GiB.
+func BenchmarkBegin(b *testing.B) {
+	const size = 64 << 30
+	c, _ := newChain(b, Options{})
+	add(b, c, "d", zeros(size), "0", nil)
+	ranges := slices.Collect(scattered(100_000))
+	b.ReportAllocs()
+	for b.Loop() {
+		s, err := Collect(slices.Values(ranges))
+		require.NoError(b, err)
+		a, err := c.Begin(b.Context(), NewPoint{Key: "k", Disks: []NewDisk{{Disk: "d", Size: size, ChangeID: "1",
+			Changes: &Changes{From: "0", To: "1", By: Tracked, Ranges: s}}}})
+		require.NoError(b, err)
+		require.False(b, a.Plans()[0].Full)
+		require.NoError(b, a.Close())
 	}
 }

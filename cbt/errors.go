@@ -37,3 +37,9 @@ func (e *LinkError) Unwrap() error { return e.Err }
 func (l link) fail(err error) error {
 	return &LinkError{Point: l.point.Number, Disk: l.disk.Disk, File: l.disk.File, Err: err}
 }
+
+// FullError says that there is nothing to compare a disk with, or to build upon: it has to be copied in
+// full, and Reason is why.
+type FullError struct{ Reason string }
+
+func (e *FullError) Error() string { return "it has to be copied in full: " + e.Reason }

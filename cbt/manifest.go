@@ -156,12 +156,15 @@ var (
 	idForm    = regexp.MustCompile(`^[0-9a-f]{32}$`)
 	labelForm = regexp.MustCompile(`^disk(0|[1-9][0-9]{0,3})$`)
 	// fileForm is every name that a chain gives to a file of a disk, hidden ones included.
-	fileForm = regexp.MustCompile(`^\.?disk(0|[1-9][0-9]{0,3})-[0-9]{6,9}\.(qcow2|digests)(\.part|\.journal)?$`)
+	fileForm = regexp.MustCompile(`^\.?disk(0|[1-9][0-9]{0,3})-[0-9]{6,9}\.(qcow2|digests|compared)(\.part|\.journal)?$`)
 )
 
 func imageName(label string, number int64) string { return fmt.Sprintf("%s-%06d.qcow2", label, number) }
 func indexName(label string, number int64) string {
 	return fmt.Sprintf("%s-%06d.digests", label, number)
+}
+func comparedName(label string, number int64) string {
+	return fmt.Sprintf("%s-%06d.compared", label, number)
 }
 func partName(file string) string    { return "." + file + ".part" }
 func journalName(file string) string { return "." + file + ".journal" }

@@ -44,7 +44,7 @@ func (c *Chain) Merge(ctx context.Context, upTo int64, opt formats.CopyOptions) 
 func (c *Chain) merge(ctx context.Context, upTo int64, opt formats.CopyOptions) error {
 	i := c.m.index(upTo)
 	if i < 0 {
-		return fmt.Errorf("the point: %w", ErrNotFound)
+		return ErrNotFound
 	}
 	if i == 0 {
 		return nil
@@ -150,11 +150,11 @@ func (c *Chain) prove(ctx context.Context, number int64, p *part, opt formats.Co
 	if err == nil && got.String() != l.disk.Digest {
 		err = fmt.Errorf("the digest is %s instead of %s: %w", got, l.disk.Digest, formats.ErrCorrupt)
 	}
-	if err != nil {
-		// What is written is not trusted again.
+	if errors.Is(err, formats.ErrCorrupt) {
+		// What is written is not trusted again; a proof that was cut off says nothing against it.
 		return errors.Join(err, p.restart())
 	}
-	return nil
+	return err
 }
 
 // Delete gives up a point that no other builds upon: the newest, or one whose successor holds all disks

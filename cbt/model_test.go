@@ -16,7 +16,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"hypersdk/formats"
-	"hypersdk/formats/formatstest"
 )
 
 var (
@@ -250,6 +249,7 @@ func (m *model) point() {
 	m.points++
 	p := NewPoint{Key: fmt.Sprint("attempt ", m.points), Time: time.Unix(int64(m.points), 0)}
 	state := make(map[string]memory)
+	compared := make(map[string]*Changes) // to be, and what the tracker says
 	man := m.c.Manifest()
 	newest := man.Newest()
 	for _, d := range m.drives {
@@ -263,7 +263,7 @@ func (m *model) point() {
 		data, id, changes := d.snapshot(since)
 		state[d.name] = data
 		if old != nil && m.r.IntN(4) == 0 {
-			changes = m.compare(data, newest.Number, d.name)
+			compared[d.name] = changes
 		}
 		p.Disks = append(p.Disks, NewDisk{Disk: d.name, Size: data.Size(), ChangeID: id, Changes: changes})
 	}
@@ -271,6 +271,14 @@ func (m *model) point() {
 	after[man.Next] = state
 	often := m.r.IntN(2) == 0 // checkpoints
 	m.change(m.want, after, func() error {
+		for i := range p.Disks {
+			d := &p.Disks[i]
+			if claim, ok := compared[d.Disk]; ok {
+				if err := m.compare(p, d, claim, state[d.Disk]); err != nil {
+					return err
+				}
+			}
+		}
 		a, err := m.c.Begin(t.Context(), p)
 		if err != nil {
 			return err
@@ -289,6 +297,7 @@ func (m *model) point() {
 				res, err := a.Copy(t.Context(), plan.Disk, state[plan.Disk], opt)
 				if errs[i] = err; err == nil {
 					assert.LessOrEqual(t, res.Read, plan.Ranges.Bytes())
+					assert.NoError(t, a.Verify(t.Context(), plan.Disk, formats.VerifyOptions{}))
 				}
 			})
 		}
@@ -312,16 +321,26 @@ func (m *model) point() {
 	})
 }
 
-// compare finds what changed without a tracker.
-func (m *model) compare(data memory, number int64, disk string) *Changes {
-	index, closeIndex, err := m.c.Index(number, disk)
-	require.NoError(m.t, err)
-	defer func() { require.NoError(m.t, closeIndex()) }()
-	fresh, err := formats.CreateDigests(formatstest.NewMemFile(), data.Size())
-	require.NoError(m.t, err)
-	changed, _, err := Compare(m.t.Context(), data, index, fresh, formats.VerifyOptions{})
-	require.NoError(m.t, err)
-	return &Changes{By: Compared, Ranges: changed}
+// compare finds what changed without a tracker, or audits what the tracker claims.
+func (m *model) compare(p NewPoint, d *NewDisk, claim *Changes, data memory) error {
+	var (
+		truth Changes
+		err   error
+	)
+	if claim == nil {
+		truth, err = m.c.Compare(m.t.Context(), p, d.Disk, data, formats.VerifyOptions{})
+	} else {
+		var missed Set
+		missed, truth, err = m.c.Audit(m.t.Context(), p, d.Disk, *claim, data, formats.VerifyOptions{})
+		require.Zero(m.t, missed.Len(), "this tracker can be trusted")
+	}
+	var full *FullError
+	if errors.As(err, &full) {
+		d.Changes, d.Why = nil, full.Reason
+		return nil
+	}
+	d.Changes = &truth
+	return err
 }
 
 func (m *model) merge() {

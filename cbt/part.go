@@ -128,11 +128,6 @@ func (p *part) copy(ctx context.Context, src formats.Source, opt formats.CopyOpt
 		return told(cp)
 	}
 	res, err := formats.Copy(ctx, w, src, opt)
-	if errors.Is(err, formats.ErrAbsent) && res.Done == p.size {
-		// Going on behind all that is absent, it takes the disk for one without gaps and misses the sums
-		// of what an earlier copy passed over. They are completed, and sealed, after this.
-		err = nil
-	}
 	if err != nil {
 		return res, err
 	}

@@ -156,7 +156,7 @@ func (b *tiling) put(e formats.Extent, layer int) {
 
 // Extents maps the disk. It looks ahead the farther, the less there is.
 func (s *stack) Extents(ctx context.Context, off, n int64) iter.Seq2[formats.Extent, error] {
-	return formats.Merged(func(yield func(formats.Extent, error) bool) {
+	return formats.MergedAhead(func(yield func(formats.Extent, error) bool) {
 		if err := inside(off, n, s.size); err != nil {
 			yield(formats.Extent{}, err)
 			return

@@ -205,6 +205,9 @@ func (c *copier) run(ctx context.Context) (Result, error) {
 	}
 	if c.opt.Digests != nil && !c.absent.Load() && len(c.late) == 0 && !c.opt.Trust {
 		res.Digest, err = c.opt.Digests.Root()
+		if c.opt.From.Off > 0 && errors.Is(err, ErrAbsent) {
+			err = nil // an earlier copy passed over what is not in the source, before this one began
+		}
 	}
 	return res, err
 }

@@ -3,6 +3,7 @@ package formats_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -122,6 +123,36 @@ func TestCopyLeavesWhatIsAbsent(t *testing.T) {
 	require.ErrorIs(t, err, formats.ErrAlign, "half a cluster would erase its other half")
 }
 
+// Data is read while the map of the disk is still being made; what is none is one stretch, however long.
+func TestMergedAhead(t *testing.T) {
+	const mib = 1 << 20
+	var asked int64
+	seq := func(yield func(formats.Extent, error) bool) {
+		for off := int64(0); off < 1000*mib; off += 30 * mib {
+			kind := formats.Data
+			if off >= 600*mib {
+				kind = formats.Zero
+			}
+			if asked = off; !yield(formats.Extent{Off: off, Len: 30 * mib, Kind: kind}, nil) {
+				return
+			}
+		}
+	}
+	var got []formats.Extent
+	for e, err := range formats.MergedAhead(seq) {
+		require.NoError(t, err)
+		if got = append(got, e); len(got) == 1 {
+			require.LessOrEqual(t, asked, int64(90*mib), "not farther than it has to")
+		}
+	}
+	for i := range 6 {
+		require.Equal(t, formats.Extent{Off: int64(i) * 90 * mib, Len: 90 * mib, Kind: formats.Data}, got[i])
+	}
+	require.Equal(t, formats.Extent{Off: 540 * mib, Len: 60 * mib, Kind: formats.Data}, got[6])
+	require.Equal(t, formats.Extent{Off: 600 * mib, Len: 420 * mib, Kind: formats.Zero}, got[7])
+	require.Len(t, got, 8)
+}
+
 func TestCopyRefusesAMapThatDoesNotTile(t *testing.T) {
 	for name, extents := range map[string][]formats.Extent{
 		"gap":     {{Off: 0, Len: 10, Kind: formats.Data}, {Off: 20, Len: 80, Kind: formats.Data}},
@@ -183,6 +214,23 @@ func TestCopyResumes(t *testing.T) {
 			require.Equal(t, truth(t, src), res.Digest)
 		})
 	}
+}
+
+// What an earlier copy of a delta passed over has no sum, wherever the next one begins.
+func TestCopyOfADeltaResumes(t *testing.T) {
+	const size = 64 << 20
+	src := content(11, size)
+	img := &memImage{b: src, extents: []formats.Extent{
+		{Off: 0, Len: 8 << 20, Kind: formats.Absent}, {Off: 8 << 20, Len: size - 8<<20, Kind: formats.Data}}}
+	d, from := digests(t, size), formats.Checkpoint{}
+	for i := int64(8); i < 32; i++ {
+		require.NoError(t, d.Put(i, sha256.Sum256(src[i<<20:(i+1)<<20])))
+	}
+	from.Off = 32 << 20
+	res, err := formats.Copy(t.Context(), newWriter(size, 64<<10), img, formats.CopyOptions{From: from, Digests: d})
+	require.NoError(t, err)
+	require.Zero(t, res.Digest, "not every block of the disk is known")
+	require.EqualValues(t, 32<<20, res.Read)
 }
 
 func TestCopyTakesCheckpointsAsFarApartAsItIsTold(t *testing.T) {
@@ -455,6 +503,60 @@ func TestManyCopiesShareBuffers(t *testing.T) {
 	for range 8 {
 		require.NoError(t, <-errs)
 	}
+}
+
+// A kill costs what was read since the sums were made durable.
+func TestResumeDigest(t *testing.T) {
+	const size = 120<<20 + 100
+	src := content(12, size)
+	cut := errors.New("cut")
+	file := &memFile{}
+	d, err := formats.CreateDigests(file, size)
+	require.NoError(t, err)
+	require.NoError(t, d.Sync())
+	var crashed *memFile
+	var read atomic.Int64
+	img := wholeImage{&memImage{b: src, reads: func(_ int64, n int) error {
+		if read.Add(int64(n)) > 100<<20 {
+			return cut
+		}
+		return nil
+	}}}
+	_, err = formats.ResumeDigest(t.Context(), img, d, formats.VerifyOptions{Workers: 1, Progress: func(p formats.Progress) {
+		if p.Read >= 90<<20 && crashed == nil {
+			crashed = file.crash() // without the sync at the end
+		}
+	}})
+	require.ErrorIs(t, err, cut)
+	for name, f := range map[string]*memFile{"killed": crashed, "failed": file.crash()} {
+		d, err := formats.OpenDigests(f)
+		require.NoError(t, err)
+		var again atomic.Int64
+		done := int64(0)
+		whole := wholeImage{&memImage{b: src, reads: func(_ int64, n int) error { again.Add(int64(n)); return nil }}}
+		got, err := formats.ResumeDigest(t.Context(), whole, d, formats.VerifyOptions{Progress: func(p formats.Progress) { done = max(done, p.Done) }})
+		require.NoError(t, err)
+		require.Equal(t, truth(t, src), got)
+		require.EqualValues(t, size, done)
+		most := int64(size - 90<<20 + 48<<20)
+		if name == "failed" {
+			most = size - 99<<20
+		}
+		require.LessOrEqual(t, again.Load(), most, name)
+		again.Store(0)
+		got, err = formats.ResumeDigest(t.Context(), whole, d, formats.VerifyOptions{})
+		require.NoError(t, err)
+		require.Equal(t, truth(t, src), got)
+		require.Zero(t, again.Load(), "all is known")
+	}
+	_, err = formats.ResumeDigest(t.Context(), img, digests(t, size+1), formats.VerifyOptions{})
+	require.Error(t, err)
+	full := file.crash()
+	full.fail = cut
+	d, err = formats.OpenDigests(full)
+	require.NoError(t, err)
+	_, err = formats.ResumeDigest(t.Context(), wholeImage{&memImage{b: src}}, d, formats.VerifyOptions{})
+	require.ErrorIs(t, err, cut, "what cannot be made durable is an error")
 }
 
 func TestVerifyNamesTheFirstDifference(t *testing.T) {

@@ -67,7 +67,11 @@ func (f *memFile) Sync() error {
 }
 
 // crash is the file after a power cut: what was not synced is gone.
-func (f *memFile) crash() *memFile { return &memFile{b: bytes.Clone(f.durable), durable: f.durable} }
+func (f *memFile) crash() *memFile {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &memFile{b: bytes.Clone(f.durable), durable: f.durable}
+}
 
 // memImage is a disk with a map of its own.
 type memImage struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"math"
 )
 
 // Clip is the part of e inside [off, off+n); its Len is 0 where they do not meet.
@@ -23,6 +24,16 @@ func AllData(off, n int64) iter.Seq2[Extent, error] {
 
 // Merged joins neighbours of one kind.
 func Merged(seq iter.Seq2[Extent, error]) iter.Seq2[Extent, error] {
+	return merged(seq, math.MaxInt64)
+}
+
+// MergedAhead joins neighbours of one kind, but data only until it is 64 MiB long: who reads as he goes need
+// not wait until the map of a full disk is known to its end, nor have it forgotten by then.
+func MergedAhead(seq iter.Seq2[Extent, error]) iter.Seq2[Extent, error] {
+	return merged(seq, 64<<20)
+}
+
+func merged(seq iter.Seq2[Extent, error], most int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		var cur Extent
 		for e, err := range seq {
@@ -34,7 +45,7 @@ func Merged(seq iter.Seq2[Extent, error]) iter.Seq2[Extent, error] {
 				yield(Extent{}, err)
 				return
 			case e.Len == 0:
-			case cur.Len > 0 && e.Kind == cur.Kind && e.Off == cur.End():
+			case cur.Len > 0 && e.Kind == cur.Kind && e.Off == cur.End() && (e.Kind != Data || cur.Len < most):
 				cur.Len += e.Len
 			default:
 				if cur.Len > 0 && !yield(cur, nil) {

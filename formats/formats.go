@@ -185,6 +185,13 @@ type Format struct {
 	// Create lays a disk of size bytes out in f, from the beginning or from a checkpoint of an earlier
 	// writer with the same size and options. f stays the caller's to close.
 	Create func(ctx context.Context, f File, size int64, o CreateOptions, from Checkpoint) (Writer, error)
+	// Update opens the disk laid out in f, a file of size bytes that Create has completed or that is like
+	// one, to be overwritten in place: what is not written stays as it is. Images that others depend on, or
+	// whose blocks cannot be replaced one by one, are refused. Commit leaves a whole image. Until then a
+	// crash leaves one that Open reads and Check finds no corruption in, at most leaks; each of its blocks
+	// holds what it last held before the crash or at the last Sync. Checkpoints have no token: whoever goes
+	// on opens the disk anew. f stays the caller's to close.
+	Update func(ctx context.Context, f File, size int64) (Writer, error)
 	// Encode writes a disk front to back into w. Its writer takes blocks in ascending order and has
 	// no checkpoints.
 	Encode func(ctx context.Context, w io.Writer, size int64, o CreateOptions) (Writer, error)

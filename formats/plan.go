@@ -25,7 +25,7 @@ func (c *copier) planImage(ctx context.Context, img Image, emit func(*piece) err
 		return emit(p)
 	}
 	next := c.opt.From.Off
-	for e, err := range Merged(tiled(ctx, img, next, c.size-next)) {
+	for e, err := range MergedAhead(tiled(ctx, img, next, c.size-next)) {
 		if err != nil {
 			if cur != nil {
 				c.opt.Buffers.put(cur)

@@ -27,7 +27,7 @@ func Verify(ctx context.Context, img Image, d *Digests, opt VerifyOptions) (Dige
 		mu     sync.Mutex
 		differ = make(map[int64]bool)
 	)
-	err := eachBlock(ctx, img, opt, func(i int64, got Sum) error {
+	err := eachBlock(ctx, img, opt, nil, func(i int64, got Sum, _ int64) error {
 		want, ok, err := d.Sum(i)
 		if err != nil {
 			return err
@@ -74,10 +74,83 @@ func Redigest(ctx context.Context, img Image, d *Digests, extents []Extent) erro
 
 // DigestOf reads all of img and notes the sum of every block in d, which must be new.
 func DigestOf(ctx context.Context, img Image, d *Digests, opt VerifyOptions) (Digest, error) {
-	if err := eachBlock(ctx, img, opt, d.Put); err != nil {
+	err := eachBlock(ctx, img, opt, nil, func(i int64, s Sum, _ int64) error { return d.Put(i, s) })
+	if err != nil {
 		return Digest{}, err
 	}
 	return d.Root()
+}
+
+// ResumeDigest is DigestOf that survives a kill: blocks whose sum d has already are not read again, and
+// what is added to d is made durable every 24 MiB that are read, and at the end, however it ends. It does
+// not matter which sums d has.
+func ResumeDigest(ctx context.Context, img Image, d *Digests, opt VerifyOptions) (Digest, error) {
+	if img.Size() != d.Size() {
+		return Digest{}, fmt.Errorf("digests of %d bytes for a disk of %d", d.Size(), img.Size())
+	}
+	known := func(i int64) (bool, error) {
+		_, ok, err := d.Sum(i)
+		return ok, err
+	}
+	s := saver{d: d}
+	err := eachBlock(ctx, img, opt, known, func(i int64, sum Sum, read int64) error {
+		if err := d.Put(i, sum); err != nil {
+			return err
+		}
+		return s.count(read)
+	})
+	if serr := s.finish(); err == nil {
+		err = serr
+	}
+	if err != nil {
+		return Digest{}, err
+	}
+	return d.Root()
+}
+
+// saver makes digests durable now and then while they are being filled.
+type saver struct {
+	d *Digests
+
+	mu      sync.Mutex
+	unsaved int64      // bytes read since the last save was begun
+	saving  chan error // nil: none was begun
+}
+
+// count notes that n bytes were read. Where it is time, it begins a save, which goes on beside the reading
+// unless the one before has not ended yet.
+func (s *saver) count(n int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unsaved += n; s.unsaved < distance {
+		return nil
+	}
+	if err := s.wait(); err != nil {
+		return err
+	}
+	s.unsaved, s.saving = 0, make(chan error, 1)
+	go func(done chan<- error) { done <- s.d.Sync() }(s.saving)
+	return nil
+}
+
+// wait waits for the save that is going on; s.mu is held.
+func (s *saver) wait() error {
+	if s.saving == nil {
+		return nil
+	}
+	err := <-s.saving
+	s.saving = nil
+	return err
+}
+
+// finish saves what is left.
+func (s *saver) finish() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.wait(); err != nil {
+		return err
+	}
+	return s.d.Sync()
 }
 
 var errDiffer = errors.New("a block differs")
@@ -96,9 +169,10 @@ func firstDifference(differ map[int64]bool, d *Digests) error {
 	return fmt.Errorf("bytes [%d, %d) are not what was received: %w", first*BlockSize, (end-1)*BlockSize+d.BlockLen(end-1), ErrCorrupt)
 }
 
-// eachBlock sums the blocks of img on several goroutines. After the first error no new block is
-// begun, but those before it are finished.
-func eachBlock(ctx context.Context, img Image, opt VerifyOptions, fn func(int64, Sum) error) error {
+// eachBlock sums the blocks of img on several goroutines, but for those that are known already (nil: none
+// is), and says how many bytes it read for each. After the first error no new block is begun, but those
+// before it are finished.
+func eachBlock(ctx context.Context, img Image, opt VerifyOptions, known func(int64) (bool, error), fn func(i int64, s Sum, read int64) error) error {
 	if opt.Workers <= 0 {
 		opt.Workers = runtime.GOMAXPROCS(0)
 	}
@@ -110,6 +184,7 @@ func eachBlock(ctx context.Context, img Image, opt VerifyOptions, fn func(int64,
 		first            error
 		wg               sync.WaitGroup
 	)
+	r := blockReader{img, opt.Pace, known, fn}
 	for range opt.Workers {
 		wg.Go(func() {
 			buf := make([]byte, BlockSize)
@@ -119,20 +194,7 @@ func eachBlock(ctx context.Context, img Image, opt VerifyOptions, fn func(int64,
 					return
 				}
 				n := min(BlockSize, img.Size()-i*BlockSize)
-				err := ctx.Err()
-				if err == nil && opt.Pace != nil {
-					err = opt.Pace(ctx, n)
-				}
-				var (
-					s   Sum
-					got int64
-				)
-				if err == nil {
-					s, got, err = sumOf(ctx, img, i, buf)
-				}
-				if err == nil {
-					err = fn(i, s)
-				}
+				got, err := r.block(ctx, i, buf[:n])
 				if err != nil {
 					failed.Store(true)
 					once.Lock()
@@ -152,6 +214,35 @@ func eachBlock(ctx context.Context, img Image, opt VerifyOptions, fn func(int64,
 	}
 	wg.Wait()
 	return first
+}
+
+type blockReader struct {
+	img   Image
+	pace  func(ctx context.Context, n int64) error
+	known func(int64) (bool, error)
+	fn    func(i int64, s Sum, read int64) error
+}
+
+// block deals with block i, which fits into buf exactly, and answers how many bytes it read.
+func (r *blockReader) block(ctx context.Context, i int64, buf []byte) (int64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	if r.known != nil {
+		if is, err := r.known(i); err != nil || is {
+			return 0, err
+		}
+	}
+	if r.pace != nil {
+		if err := r.pace(ctx, int64(len(buf))); err != nil {
+			return 0, err
+		}
+	}
+	s, read, err := sumOf(ctx, r.img, i, buf)
+	if err != nil {
+		return 0, err
+	}
+	return read, r.fn(i, s, read)
 }
 
 // sumOf reads and sums block i; zeros that the image knows of are not read.

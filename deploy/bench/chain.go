@@ -27,7 +27,7 @@ const (
 // chain reads a disk at the newest point of a base and 30 deltas, beside a flat file of the same disk,
 // and plans 100,000 changes.
 func (b *bench) chain(ctx context.Context) error {
-	if err := b.plan(); err != nil {
+	if err := b.plan(ctx); err != nil {
 		return err
 	}
 	dir := filepath.Join(b.dir, "chain")
@@ -52,29 +52,50 @@ func (b *bench) chain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// From the page cache, reading is nothing but work of the processor, which is told from what else the
-	// machine does by its time.
-	var took [2][]time.Duration
-	for range max(b.rounds, 5) {
-		newest, err := c.Open(ctx, chainDeltas+1, "disk")
+	for _, how := range []struct {
+		what, wanted string
+		read         func(context.Context, formats.Image) error
+	}{
+		{"reading 1 GiB at the newest point of a base and 30 deltas of 1 % each", "at least 0.7", readDisk},
+		{"the same, copied into nothing with digests, as a restore reads it", "at least 0.9", copyDisk},
+	} {
+		row, err := b.newest(ctx, c, file, how.read)
 		if err != nil {
 			return err
 		}
-		for i, img := range []formats.Image{file, newest} {
-			t, err := readDisk(ctx, img)
-			if err != nil {
-				return errors.Join(err, newest.Close())
-			}
-			took[i] = append(took[i], t)
+		b.add(how.what+", from the page cache, processor time", row, how.wanted)
+	}
+	return nil
+}
+
+// newest reads the newest point and a flat file in turns. From the page cache that is nothing but work of
+// the processor, which is told from what else the machine does by its time; what that does to the memory
+// still shows, so the least disturbed round of each counts.
+func (b *bench) newest(ctx context.Context, c *cbt.Chain, flat formats.Image, read func(context.Context, formats.Image) error) (string, error) {
+	var took [2]time.Duration
+	for range max(b.rounds, 15) {
+		img, err := c.Open(ctx, chainDeltas+1, "disk")
+		if err != nil {
+			return "", err
 		}
-		if err := newest.Close(); err != nil {
-			return err
+		for i, img := range []formats.Image{flat, img} {
+			begin, err := processor()
+			if err == nil {
+				err = read(ctx, img)
+			}
+			end, perr := processor()
+			if err = errors.Join(err, perr); err != nil {
+				return "", err
+			}
+			if t := end - begin; took[i] == 0 || t < took[i] {
+				took[i] = t
+			}
+		}
+		if err := img.Close(); err != nil {
+			return "", err
 		}
 	}
-	flatTook, chainTook := median(took[0]), median(took[1])
-	b.add("reading 1 GiB at the newest point of a base and 30 deltas of 1 % each, from the page cache, processor time",
-		fmt.Sprintf("%s: %.2f of the rate of a flat file", chainTook.Round(time.Millisecond), flatTook.Seconds()/chainTook.Seconds()), "at least 0.7")
-	return nil
+	return fmt.Sprintf("%s: %.2f of the rate of a flat file", took[1].Round(time.Millisecond), took[0].Seconds()/took[1].Seconds()), nil
 }
 
 // fillChain writes a base and deltas from a disk that lies in a file.
@@ -125,7 +146,7 @@ func appendPoint(ctx context.Context, c *cbt.Chain, d cbt.NewDisk, flat *os.File
 		return err
 	}
 	defer a.Close()
-	img, err := raw.Open(ctx, flat, chainSize, formats.OpenOptions{})
+	img, err := raw.Open(ctx, flat, d.Size, formats.OpenOptions{})
 	if err != nil {
 		return err
 	}
@@ -142,32 +163,80 @@ func processor() (time.Duration, error) {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), err
 }
 
-// readDisk reads all that is data, in windows as a copy does, and says what processor time it took.
-func readDisk(ctx context.Context, img formats.Image) (time.Duration, error) {
+// readDisk reads all that is data, in windows as a copy does.
+func readDisk(ctx context.Context, img formats.Image) error {
 	buf := make([]byte, 2<<20)
-	begin, err := processor()
-	if err != nil {
-		return 0, err
-	}
-	for e, err := range formats.Merged(img.Extents(ctx, 0, img.Size())) {
+	for e, err := range formats.MergedAhead(img.Extents(ctx, 0, img.Size())) {
 		if err != nil {
-			return 0, err
+			return err
 		}
 		for off := e.Off; off < e.End(); {
 			n := min(int64(len(buf)), e.End()-off)
 			if m, err := img.ReadAt(buf[:n], off); int64(m) < n {
-				return 0, err
+				return err
 			}
 			off += n
 		}
 	}
-	end, err := processor()
-	return end - begin, err
+	return nil
 }
 
-// plan collects and aligns 100,000 scattered changes of a disk of 64 GiB.
-func (b *bench) plan() error {
+// copyDisk copies a disk into nothing.
+func copyDisk(ctx context.Context, img formats.Image) error {
+	f, err := os.CreateTemp("", "hypersdk-bench")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return err
+	}
+	d, err := formats.CreateDigests(f, img.Size())
+	if err != nil {
+		return err
+	}
+	_, err = formats.Copy(ctx, nothing{}, img, formats.CopyOptions{Digests: d})
+	return err
+}
+
+// nothing is a target that keeps nothing.
+type nothing struct{}
+
+func (nothing) WriteAt(b []byte, _ int64) (int, error) { return len(b), nil }
+func (nothing) WriteZeroes(int64, int64) error         { return nil }
+func (nothing) BlockSize() int64                       { return 512 }
+func (nothing) Checkpoint(off int64) (formats.Checkpoint, error) {
+	return formats.Checkpoint{Off: off}, nil
+}
+func (nothing) Sync(context.Context) error   { return nil }
+func (nothing) Commit(context.Context) error { return nil }
+func (nothing) Close() error                 { return nil }
+
+// plan begins a point with 100,000 scattered changes of a disk of 64 GiB.
+func (b *bench) plan(ctx context.Context) error {
 	const size, changes = 64 << 30, 100_000
+	dir := filepath.Join(b.dir, "plan")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	sparse, err := os.Create(filepath.Join(dir, "sparse.raw"))
+	if err != nil {
+		return err
+	}
+	defer sparse.Close()
+	if err := sparse.Truncate(size); err != nil {
+		return err
+	}
+	c, err := cbt.Create(ctx, dir, cbt.VM{ID: "bench"}, cbt.Options{})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	d := cbt.NewDisk{Disk: "disk", Size: size, ChangeID: "0"}
+	if err := appendPoint(ctx, c, d, sparse); err != nil {
+		return err
+	}
 	r := rand.New(rand.NewPCG(1, 1)) //nolint:gosec // where changes lie is no secret
 	all := make([]cbt.Range, changes)
 	for i := range all {
@@ -181,10 +250,19 @@ func (b *bench) plan() error {
 	if err != nil {
 		return err
 	}
-	s = s.Align(chainGrain, size).Coalesce(0)
+	d.ChangeID, d.Changes = "1", &cbt.Changes{From: "0", To: "1", By: cbt.Tracked, Ranges: s.Coalesce(0)}
+	a, err := c.Begin(ctx, cbt.NewPoint{Key: "1", Time: time.Now(), Disks: []cbt.NewDisk{d}})
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	plan := a.Plans()[0]
 	took := time.Since(begin)
 	runtime.ReadMemStats(&after)
-	b.add(fmt.Sprintf("planning 100,000 scattered changes of a 64 GiB disk (%d ranges)", s.Len()),
+	if plan.Full {
+		return fmt.Errorf("the plan is a full copy: %s", plan.Reason)
+	}
+	b.add(fmt.Sprintf("planning 100,000 scattered changes of a sparse disk of 64 GiB (%d ranges), until a point is begun", plan.Ranges.Len()),
 		fmt.Sprintf("%s, %d MiB", took.Round(time.Millisecond), (after.TotalAlloc-before.TotalAlloc)>>20), "under 2 s and 64 MiB")
 	return nil
 }

@@ -134,6 +134,12 @@ func Run(t *testing.T, h Harness) {
 		t.Run("writes that do not fit are refused", h.misfits)
 		t.Run("what was not committed is no disk", h.uncommitted)
 		t.Run("a cancelled context ends reading", h.cancelled)
+		if h.Format.Update != nil {
+			t.Run("overwritten in place", h.update)
+			if !testing.Short() {
+				t.Run("crashes while it is overwritten", h.updateCrashes)
+			}
+		}
 		if h.Overlay {
 			t.Run("an overlay holds only what was written", h.overlay)
 		}

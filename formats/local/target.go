@@ -36,6 +36,20 @@ func (t *Target) WriteAt(b []byte, off int64) (int, error) {
 	return n, err
 }
 
+// Truncate is Resize.
+func (t *Target) Truncate(size int64) error { return Resize(t.File, size) }
+
+// Resize gives a file a size, where it has another one. A file that is truncated to nothing, though it was
+// empty already, is taken by ext4 for one that is being replaced: closing it then waits until all that was
+// written is on its way to the disk (auto_da_alloc).
+func Resize(f *os.File, size int64) error {
+	st, err := f.Stat()
+	if err != nil || st.Size() == size {
+		return err
+	}
+	return f.Truncate(size)
+}
+
 // start has the system begin to write. It is a hint: whether all has arrived, Sync says.
 func (t *Target) start() {
 	defer t.busy.Store(false)

@@ -33,3 +33,17 @@ func TestTarget(t *testing.T) {
 		require.True(t, bytes.Equal(bytes.Repeat(piece, 8), got))
 	}
 }
+
+// What was dropped from memory is read from the disk, and is the same.
+func TestDropCached(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	require.NoError(t, os.WriteFile(path, bytes.Repeat([]byte("content"), 100_000), 0o600))
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	require.NoError(t, local.DropCached(f))
+	got, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(bytes.Repeat([]byte("content"), 100_000), got))
+	require.NoError(t, f.Close())
+	require.ErrorIs(t, local.DropCached(f), os.ErrClosed)
+}

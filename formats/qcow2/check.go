@@ -35,8 +35,10 @@ type CheckResult struct {
 
 // Check compares the refcounts of the file with the references in its tables, the internal snapshots'
 // and the bitmaps' included. It reads the tables and no data, and only this file, not those behind it.
-func (m *Image) Check(ctx context.Context) (CheckResult, error) {
-	c := checker{Image: m, clusters: (m.file.size + m.clusterSize() - 1) >> m.clusterBits}
+func (m *Image) Check(ctx context.Context) (CheckResult, error) { return m.examine(ctx, nil) }
+
+func (m *Image) examine(ctx context.Context, leaked func(cluster int64)) (CheckResult, error) {
+	c := checker{Image: m, clusters: (m.file.size + m.clusterSize() - 1) >> m.clusterBits, leaked: leaked}
 	if err := c.collect(); err != nil {
 		return c.res, err
 	}
@@ -77,6 +79,9 @@ type checker struct {
 	block     int64 // index of the refcount block that was read last
 	blockBuf  []byte
 	blockData []byte // of it; nil: there is none
+
+	// leaked is told every cluster that is counted once and not used; nil: nobody wants to know.
+	leaked func(cluster int64)
 }
 
 type l1Table struct{ off, entries int64 }
@@ -376,6 +381,9 @@ func (c *checker) compare(ctx context.Context) error {
 			c.corrupt("cluster %d has refcount %d, but is used %d times", cluster, n, used)
 		case counted > used:
 			c.res.Leaks++
+			if c.leaked != nil && used == 0 && n == 1 {
+				c.leaked(cluster)
+			}
 			c.note("cluster %d has refcount %d, but is used %d times", cluster, n, used)
 		}
 	}

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"encoding/binary"
+	"fmt"
 )
 
 const (
@@ -41,6 +42,34 @@ type mapping struct {
 	tables    *tables
 	l1        int64 // offset of the L1 table
 	l1Entries int64
+	l1Kept    []byte // all of the L1 table; nil: it is read in pages
+}
+
+// keepL1 reads the L1 table where it is small. One that reaches beyond the end of the file is left to be
+// found when it is used.
+func (m *mapping) keepL1() error {
+	n := m.l1Entries * 8
+	if n > keptL1 || m.l1 > m.file.size-n {
+		return nil
+	}
+	b := make([]byte, n)
+	if got, err := m.file.r.ReadAt(b, m.l1); got < len(b) {
+		return fmt.Errorf("qcow2: read the L1 table at %d: %w", m.l1, unexpected(err))
+	}
+	m.l1Kept = b
+	return nil
+}
+
+// l1At answers the entries of the L1 table from index on, as far as they are at hand.
+func (m *mapping) l1At(index int64) ([]byte, error) {
+	if m.l1Kept != nil {
+		return m.l1Kept[index*8:], nil
+	}
+	entries, err := m.tables.at(m.file, m.l1+index*8)
+	if err != nil {
+		return nil, err
+	}
+	return entries[:min(int64(len(entries)), (m.l1Entries-index)*8)], nil
 }
 
 // find answers what lies at off, as a stretch of at most limit bytes. It ends at the latest where the
@@ -106,11 +135,10 @@ func (m *mapping) findL2(off int64) (l2, n int64, err error) {
 	if index >= m.l1Entries {
 		return 0, 0, corrupt("the L1 table has %d entries, offset %d has index %d", m.l1Entries, off, index)
 	}
-	entries, err := m.tables.at(m.file, m.l1+index*8)
+	entries, err := m.l1At(index)
 	if err != nil {
 		return 0, 0, err
 	}
-	entries = entries[:min(int64(len(entries)), (m.l1Entries-index)*8)]
 	for ; len(entries) >= 8; entries = entries[8:] {
 		e := binary.BigEndian.Uint64(entries)
 		if e == 0 {

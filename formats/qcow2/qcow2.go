@@ -3,7 +3,8 @@
 // Reading: versions 2 and 3, clusters of 512 bytes to 2 MiB, extended L2 entries, zlib and zstd
 // clusters, backing files, internal snapshots, bitmaps. Encryption and external data files are refused.
 //
-// Writing: version 3 with refcounts of 16 bits, plain, zlib or zstd, with or without a backing file.
+// Writing: version 3 with refcounts of 16 bits, plain, zlib or zstd, with or without a backing file; in
+// place, into images of plain clusters that stand alone.
 package qcow2
 
 import (
@@ -31,6 +32,7 @@ func Format() formats.Format {
 			return img, nil
 		},
 		Create: Create,
+		Update: Update,
 		Info:   info,
 		Check:  check,
 	}
@@ -58,6 +60,9 @@ func open(ctx context.Context, r io.ReaderAt, size int64, o formats.OpenOptions,
 		if err := m.enter(o.Snapshot); err != nil {
 			return nil, err
 		}
+	}
+	if err := m.keepL1(); err != nil {
+		return nil, err
 	}
 	if h.backing == "" || o.Layer {
 		return m, nil

@@ -5,12 +5,17 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 )
 
-// Tables are read in pages, of which a few are kept: the tables of a large image do not fit in memory.
+// Tables are read in pages, of which a few are kept: the tables of a large image do not fit in memory. Who
+// reads through a chain needs a page of each of its files at a time, two where their L1 tables are large.
 const (
-	tablePage   = 64 << 10
-	cachedPages = 96
+	tablePage   = 32 << 10
+	cachedPages = 192
+	// keptL1 is how long an L1 table may be, in bytes, to be kept whole by its image: that of 1 TiB in
+	// clusters of 64 KiB.
+	keptL1 = 16 << 10
 )
 
 // tables caches pages of the tables of all files of a chain. Pages never change.
@@ -39,19 +44,32 @@ func (t *tables) at(f *file, off int64) ([]byte, error) {
 		return nil, corrupt("a table at %d lies behind the end of the file, %d", off, f.size)
 	}
 	key := pageKey{f.id, off / tablePage}
-	if data := t.cached(key); data != nil {
-		return data[off%tablePage:], nil
+	p := f.last.Load()
+	if p == nil || p.key != key {
+		var err error
+		if p, err = t.page(f, key); err != nil {
+			return nil, fmt.Errorf("qcow2: read a table at %d: %w", off, err)
+		}
+		f.last.Store(p)
 	}
-	base := key.page * tablePage
-	data := make([]byte, min(tablePage, f.size-base))
-	if n, err := f.r.ReadAt(data, base); n < len(data) {
-		return nil, fmt.Errorf("qcow2: read a table at %d: %w", off, unexpected(err))
-	}
-	t.put(key, data)
-	return data[off%tablePage:], nil
+	return p.data[off%tablePage:], nil
 }
 
-func (t *tables) cached(key pageKey) []byte {
+// page answers a page, from the cache or from the file.
+func (t *tables) page(f *file, key pageKey) (*tablesPage, error) {
+	if p := t.cached(key); p != nil {
+		return p, nil
+	}
+	base := key.page * tablePage
+	p := &tablesPage{key: key, data: make([]byte, min(tablePage, f.size-base))}
+	if n, err := f.r.ReadAt(p.data, base); n < len(p.data) {
+		return nil, unexpected(err)
+	}
+	t.put(p)
+	return p, nil
+}
+
+func (t *tables) cached(key pageKey) *tablesPage {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.pages[key]
@@ -59,16 +77,16 @@ func (t *tables) cached(key pageKey) []byte {
 		return nil
 	}
 	t.used.MoveToFront(e)
-	return e.Value.(*tablesPage).data
+	return e.Value.(*tablesPage)
 }
 
-func (t *tables) put(key pageKey, data []byte) {
+func (t *tables) put(p *tablesPage) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.pages[key] != nil {
+	if t.pages[p.key] != nil {
 		return // another reader was faster
 	}
-	t.pages[key] = t.used.PushFront(&tablesPage{key: key, data: data})
+	t.pages[p.key] = t.used.PushFront(p)
 	if t.used.Len() > cachedPages {
 		last := t.used.Back()
 		t.used.Remove(last)
@@ -81,4 +99,6 @@ type file struct {
 	r    io.ReaderAt
 	size int64
 	id   int
+	// last is the page of its tables that was used last: mostly the one that is needed next.
+	last atomic.Pointer[tablesPage]
 }

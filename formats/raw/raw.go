@@ -24,6 +24,7 @@ func Format() formats.Format {
 		Ext:    ".raw",
 		Open:   Open,
 		Create: Create,
+		Update: Update,
 		Encode: Encode,
 		Info: func(_ context.Context, _ io.ReaderAt, size int64, _ formats.OpenOptions) (formats.Info, error) {
 			return formats.Info{Format: "raw", VirtualSize: size}, nil

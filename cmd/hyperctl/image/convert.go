@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"hypersdk/formats"
 	"hypersdk/formats/all"
@@ -104,27 +105,30 @@ With backing_file, only what SRC holds itself is written; the rest is the backin
 		}),
 	}
 	f := c.Flags()
+	v.targetFlags(f, "DST", "raw, qcow2, vmdk, vhd (vpc), vhdx, vdi, ova")
 	f.StringVarP(&v.from, "format", "f", "", "format of SRC (default: recognised)")
-	f.StringVarP(&v.to, "target-format", "O", "", "format of DST: raw, qcow2, vmdk, vhd (vpc), vhdx, vdi, ova")
-	f.StringArrayVarP(&v.options, "options", "o", nil, "name=value,... of the target")
-	f.BoolVarP(&v.compress, "compress", "c", false, "compress the target")
 	f.BoolVarP(&v.progress, "progress", "p", false, "show the progress")
-	f.IntVarP(&v.workers, "workers", "m", 0, "how much is read and compressed at once (default: one a core)")
 	f.StringVarP(&v.snapshot, "snapshot", "l", "", "convert an internal snapshot, by name or id")
-	f.StringVarP(&v.cache, "cache", "t", "writeback", "writeback: wait at the end until all is on the disk; unsafe: do not")
-	f.BoolVar(&v.force, "force", false, "replace DST")
 	f.BoolVar(&v.trust, "no-verify", false, "move compressed blocks without a look whether they are whole")
 	return c
+}
+
+// targetFlags are those that say how a target is written.
+func (v *conversion) targetFlags(f *pflag.FlagSet, target, known string) {
+	f.StringVarP(&v.to, "target-format", "O", "", "format of "+target+": "+known)
+	f.StringArrayVarP(&v.options, "options", "o", nil, "name=value,... of the target")
+	f.BoolVarP(&v.compress, "compress", "c", false, "compress the target")
+	f.IntVarP(&v.workers, "workers", "m", 0, "how much is read and compressed at once (default: one a core)")
+	f.StringVarP(&v.cache, "cache", "t", "writeback", "writeback: wait at the end until all is on the disk; unsafe: do not")
+	f.BoolVar(&v.force, "force", false, "replace "+target)
 }
 
 func (v *conversion) run(ctx context.Context) (err error) {
 	if err := v.choose(); err != nil {
 		return err
 	}
-	for _, name := range []string{v.dst, v.disk()} {
-		if _, err := os.Lstat(name); err == nil && v.dst != pipe && !v.force {
-			return existsError(name)
-		}
+	if err := v.unused(); err != nil {
+		return err
 	}
 	began := time.Now()
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(memory))
@@ -140,6 +144,16 @@ func (v *conversion) run(ctx context.Context) (err error) {
 		return printJSON(v.err, res)
 	}
 	return printJSON(v.out, res)
+}
+
+// unused says whether the target may be written.
+func (v *conversion) unused() error {
+	for _, name := range []string{v.dst, v.disk()} {
+		if _, err := os.Lstat(name); err == nil && v.dst != pipe && !v.force {
+			return existsError(name)
+		}
+	}
+	return nil
 }
 
 func (v *conversion) convert(ctx context.Context) (converted, error) {

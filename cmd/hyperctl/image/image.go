@@ -76,7 +76,7 @@ Of a package, an OVA file or an OVF descriptor with its disks beside it, the dis
 	f.String("server", "", "")
 	_ = f.MarkHidden("server") // fails for unknown flags only
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &ExitError{exitUsage, err} })
-	c.AddCommand(l.infoCommand(), l.checkCommand(), l.mapCommand(), l.compareCommand(), l.convertCommand(), l.digestCommand())
+	c.AddCommand(l.infoCommand(), l.checkCommand(), l.mapCommand(), l.compareCommand(), l.convertCommand(), l.digestCommand(), l.chainCommand())
 	return c
 }
 

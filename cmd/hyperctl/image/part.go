@@ -149,7 +149,7 @@ func (p *part) anew(size int64, digested bool) error {
 		return err
 	}
 	p.from = formats.Checkpoint{}
-	if err := p.file.Truncate(0); err != nil {
+	if err := local.Resize(p.file, 0); err != nil {
 		return err
 	}
 	if !digested {

@@ -79,24 +79,32 @@ func (v *conversion) begin(ctx context.Context, p *part, size int64, digested bo
 
 // copy copies until all is there or somebody interrupts; then what was written is kept.
 func (v *conversion) copy(ctx context.Context, w formats.Writer, s *source, p *part) (formats.Result, error) {
-	bar := v.newProgress(s.Size(), p.from.Off)
+	return v.goOn(ctx, p, s.Size(), s.stored != nil, func(ctx context.Context, opt formats.CopyOptions) (formats.Result, error) {
+		return formats.Copy(ctx, w, s.Source, opt)
+	})
+}
+
+// goOn has do write what is not there yet of a disk of size bytes. Where that can be gone on with, an
+// interruption keeps what was written.
+func (v *conversion) goOn(ctx context.Context, p *part, size int64, resumable bool, do func(context.Context, formats.CopyOptions) (formats.Result, error)) (formats.Result, error) {
+	bar := v.newProgress(size, p.from.Off)
 	opt := v.copyOptions(bar)
 	opt.From, opt.Digests, opt.Distance = p.from, p.digests, checkpoints
 	within := ctx
-	if s.stored != nil {
+	if resumable {
 		stop := make(chan struct{})
 		release := context.AfterFunc(ctx, func() { close(stop) })
 		defer release()
 		opt.Stop, opt.Durable = stop, p.journal.Record
 		within = context.WithoutCancel(ctx)
 	}
-	res, err := formats.Copy(within, w, s.Source, opt)
+	res, err := do(within, opt)
 	bar.finish(err == nil)
 	switch {
 	case errors.Is(err, formats.ErrStopped):
 		v.say("interrupted at %s; the same command goes on from there", bytesText(res.Done))
 		return res, &ExitError{exitInterrupted, errors.New("interrupted")}
-	case err != nil && s.stored == nil:
+	case err != nil && !resumable:
 		err = errors.Join(err, p.discard()) // a pipe cannot be gone on with
 	case err != nil && errors.Is(err, formats.ErrCorrupt):
 		err = errors.Join(fmt.Errorf("%s: %w", v.src, err), p.discard()) // it will not become better
