@@ -13,21 +13,13 @@ import (
 	"path/filepath"
 
 	"go.temporal.io/sdk/activity"
-	"golang.org/x/sys/unix"
 
 	"hypersdk/formats"
+	"hypersdk/formats/local"
 	"hypersdk/formats/ovf"
 	"hypersdk/providers"
 	"hypersdk/workflows/job"
 )
-
-// dropCached makes the next read of a file come from the disk: what is in memory was never wrong.
-func dropCached(file *os.File) error {
-	if err := unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
-		return fmt.Errorf("drop cached pages: %w", err)
-	}
-	return nil
-}
 
 // CheckPackage reads an archive front to back, from the disk, as whoever imports it will, and compares
 // its members with its manifest.
@@ -62,7 +54,7 @@ func (d *Data) checkPackage(ctx context.Context, in CheckPackageRequest, m *mete
 		return CheckedPackage{}, err
 	}
 	defer file.Close()
-	if err := dropCached(file); err != nil {
+	if err := local.DropCached(file); err != nil {
 		return CheckedPackage{}, err
 	}
 	h := sha256.New()
@@ -125,7 +117,7 @@ func (d *Data) verifyMember(ctx context.Context, f *folder, in VerifyRequest, m 
 	if err != nil {
 		return Verified{}, err
 	}
-	if err := dropCached(file); err != nil {
+	if err := local.DropCached(file); err != nil {
 		return Verified{}, err
 	}
 	p, err := ovf.Index(ctx, file, st.Size())

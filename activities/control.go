@@ -34,13 +34,13 @@ func (c *Control) Ask(ctx context.Context, in AskRequest) (Asked, error) {
 		err = c.deps.Engine.Ask(ctx, Ticket{
 			Job: in.Job, Key: vmKey(platform, vm.ID), VM: name, Priority: in.Spec.Options.Priority,
 		})
-		return Asked{VM: name, Terms: c.terms()}, err
+		return Asked{VM: name, Terms: c.terms(), ID: vm.ID, Folder: SafeName(vm.Name)}, err
 	})
 }
 
 // terms are those on which this host takes jobs.
 func (c Config) terms() Terms {
-	return Terms{HostAway: c.HostAway, Heartbeat: c.Heartbeat, CleanWithin: c.CleanWithin, Format: c.Format}
+	return Terms{HostAway: c.HostAway, Heartbeat: c.Heartbeat, CleanWithin: c.CleanWithin, Format: c.Format, Track: c.Track}
 }
 
 // Ended says which jobs have ended.
@@ -187,7 +187,12 @@ func (c *Control) Prepare(ctx context.Context, in PrepareRequest) (Prepared, err
 				out.TookOver = before.Host
 			}
 		}
-		if !in.Target.Overwrite && !out.Ours {
+		switch {
+		case in.Target.Chain:
+			if in.Need, err = f.prepareChain(ctx, in.Job, in.Chain, in.Need); err != nil {
+				return Prepared{}, err
+			}
+		case !in.Target.Overwrite && !out.Ours:
 			if err := f.vacant(in.Files); err != nil {
 				return Prepared{}, err
 			}
@@ -303,8 +308,8 @@ func (s *Site) dropSnapshot(ctx context.Context, in DropRequest, log *slog.Logge
 
 // Discard removes what the job has hidden in its output folder.
 func (c *Control) Discard(ctx context.Context, in DiscardRequest) error {
-	_, err := step(ctx, c.Site, in.Job, DiscardActivity, func(_ context.Context, log *slog.Logger) (struct{}, error) {
-		return struct{}{}, c.discard(in.Job, in.Target, log)
+	_, err := step(ctx, c.Site, in.Job, DiscardActivity, func(ctx context.Context, log *slog.Logger) (struct{}, error) {
+		return struct{}{}, c.discard(ctx, in.Job, in.Target, log)
 	})
 	return err
 }

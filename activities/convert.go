@@ -1,6 +1,7 @@
 package activities
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,7 +123,8 @@ func notOneOf(spec job.Conversion, images []Seen) error {
 func (c *Control) Settle(ctx context.Context, in SettleRequest) (Host, error) {
 	return step(ctx, c.Site, in.Job, SettleActivity, func(_ context.Context, log *slog.Logger) (Host, error) {
 		if !c.places.enter(in.Job) {
-			return Host{}, refuse(providers.Precondition, "a place on host %s, which has the images and works on %d jobs, as many as it takes", c.Name, c.places.Max())
+			return Host{}, refuse(providers.Precondition, "a place on host %s, which has %s and works on %d jobs, as many as it takes",
+				c.Name, cmp.Or(in.What, "the images"), c.places.Max())
 		}
 		log.Info("admitted", "host", c.Host, "waited", in.Waited.Round(time.Millisecond).String())
 		return Host{ID: c.Host, Name: c.Name}, nil

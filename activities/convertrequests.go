@@ -41,6 +41,8 @@ type Looked struct {
 	Reason  providers.Reason `json:"reason,omitempty"`
 	Format  FormatFacts      `json:"format"`
 	Images  []Seen           `json:"images,omitempty"` // in the order of the spec
+	// Chain is there for a job on a chain, and no images.
+	Chain *ChainSeen `json:"chain,omitempty"`
 }
 
 // Seen is an image that was looked at.
@@ -53,7 +55,8 @@ type Seen struct {
 // SettleRequest asks for a place on the host that is asked.
 type SettleRequest struct {
 	Job    string        `json:"job"`
-	Waited time.Duration `json:"waited"` // since it was submitted; for the log
+	Waited time.Duration `json:"waited"`         // since it was submitted; for the log
+	What   string        `json:"what,omitempty"` // the host has that the job came for; empty: the images
 }
 
 // PrepareImagesRequest asks for the targets of a conversion to be claimed and checked.

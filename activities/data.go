@@ -20,6 +20,7 @@ import (
 	"go.temporal.io/sdk/temporal"
 
 	"hypersdk/formats"
+	"hypersdk/formats/local"
 	"hypersdk/providers"
 	"hypersdk/workflows/job"
 )
@@ -127,6 +128,9 @@ func (t *transfer) run(ctx context.Context, began func(from int64)) (Transferred
 			return Transferred{}, err
 		}
 	}
+	if c := t.in.Chain; c != nil && sum.String() != c.Digest {
+		return Transferred{}, refuse(providers.Corrupt, "what was read of disk %q has the digest %s, point %d has %s; a check of the chain with depth data names the link", c.Disk, sum, c.Point, c.Digest)
+	}
 	st, err := t.part.file.Stat()
 	if err != nil {
 		return Transferred{}, err
@@ -160,6 +164,9 @@ func (s *Site) slot(ctx context.Context, m *meter) (free func(), err error) {
 func (t *transfer) source(ctx context.Context) (img formats.Image, release func() error, err error) {
 	if t.in.Image != nil {
 		return t.openSource(ctx, *t.in.Image, t.in.Target.Format, t.in.Size)
+	}
+	if t.in.Chain != nil {
+		return t.openPoint(ctx, *t.in.Chain, t.in.Size)
 	}
 	_, src, err := open[providers.DiskSource](ctx, t.Site, t.in.Connection)
 	if err != nil {
@@ -265,7 +272,7 @@ func (d *Data) verify(ctx context.Context, in VerifyRequest, m *meter, limit *th
 	if err != nil {
 		return Verified{}, err
 	}
-	if err := dropCached(file); err != nil {
+	if err := local.DropCached(file); err != nil {
 		return Verified{}, err
 	}
 	out := Verified{Stored: st.Size()}

@@ -24,7 +24,13 @@ import (
 	"hypersdk/providers"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain is the tests, or the process that one of them kills.
+func TestMain(m *testing.M) {
+	if text := os.Getenv(modelAttempt); text != "" {
+		os.Exit(runAttempt(text))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // segment is what a kill may cost, at most.
 const segment = 64 * mib
@@ -408,13 +414,15 @@ func TestStalledSource(t *testing.T) {
 
 // A pause is longer than a stall, and none.
 func TestPausedTransfer(t *testing.T) {
-	b := newBench(t, func(c *Config) { c.Stall, c.Heartbeat = 200*time.Millisecond, 100*time.Millisecond })
+	const stall = time.Second
+	b := newBench(t, func(c *Config) { c.Stall, c.Heartbeat = stall, stall/4 })
+	began := time.Now()
 	_, err := b.prepare()
 	require.NoError(t, err)
 	b.engine.limits.Paused = true
 	var read int64
 	b.engine.onAsked = func(e *engine) {
-		if e.asked == 3 {
+		if e.limits.Paused && time.Since(began) > 2*stall {
 			b.platform.mu.Lock()
 			read = b.platform.read
 			b.platform.mu.Unlock()

@@ -58,6 +58,7 @@ type Config struct {
 	Version string   // of the program, for manifests
 	Roots   []string // folders below which jobs may write, and read disk images; empty: anywhere
 	Format  string   // of a job that names none
+	Track   bool     // incremental exports may switch the tracking of a VM's changes on
 	Places  int      // jobs that this host takes at once
 	Disks   int      // disks that are copied or verified at once
 	Workers int      // ranges of one disk that are read at once; 0: as many as the copy loop likes

@@ -76,7 +76,7 @@ func (c *Control) name(f *folder, in FinishRequest) error {
 		}
 	}
 	for _, d := range in.Disks {
-		if err := errors.Join(f.remove(journalName(d.File)), f.remove(packName(d.File))); err != nil {
+		if err := errors.Join(f.remove(journalName(d.File)), f.remove(packName(d.File)), f.removeRound(d.File)); err != nil {
 			return err
 		}
 	}

@@ -280,6 +280,7 @@ type claim struct {
 	Host  string   `json:"host"`
 	Made  bool     `json:"made,omitempty"`  // the folder was made by the job
 	Files []string `json:"files,omitempty"` // final names
+	Chain bool     `json:"chain,omitempty"` // the job adds a point to the chain in the folder
 	// Naming is set once the files are being given their names: by final name, the inodes of those that
 	// are the job's own.
 	Naming map[string]uint64 `json:"naming,omitempty"`
@@ -329,7 +330,7 @@ func (f *folder) take(ctx context.Context, mine claim, ended func(context.Contex
 	mine.Made = f.made
 	switch {
 	case before.Job == mine.Job:
-		mine.Made, mine.Naming = mine.Made || before.Made, before.Naming
+		mine.Made, mine.Naming, mine.Chain = mine.Made || before.Made, before.Naming, before.Chain
 	case before.Job != "":
 		over, err := ended(ctx, before.Job)
 		if err != nil {
@@ -340,6 +341,11 @@ func (f *folder) take(ctx context.Context, mine claim, ended func(context.Contex
 		}
 		if err := f.discardFiles(before.Files); err != nil {
 			return claim{}, err
+		}
+		if before.Chain {
+			if err := f.discardPoint(ctx, before.Job); err != nil {
+				return claim{}, err
+			}
 		}
 	}
 	return before, writeClaim(file, mine)
@@ -380,7 +386,7 @@ func (f *folder) discardFiles(finals []string) error {
 		if !plain(n) {
 			continue
 		}
-		errs = append(errs, f.remove(partName(n)), f.remove(journalName(n)), f.remove(digestsName(n)), f.remove(packName(n)))
+		errs = append(errs, f.remove(partName(n)), f.remove(journalName(n)), f.remove(digestsName(n)), f.remove(packName(n)), f.removeRound(n))
 	}
 	if f.claimFile == claimName {
 		errs = append(errs, f.remove(partName(manifestName)))

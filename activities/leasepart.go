@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"hypersdk/formats"
+	"hypersdk/formats/local"
 	"hypersdk/providers"
 )
 
@@ -82,7 +83,7 @@ func (p *part) restart(size int64) error {
 		return err
 	}
 	p.from = formats.Checkpoint{}
-	if err := p.file.Truncate(0); err != nil {
+	if err := local.Resize(p.file, 0); err != nil {
 		return err
 	}
 	var err error

@@ -61,11 +61,31 @@ func (m *meter) from(off int64) {
 	m.samples = []sample{{m.moved, off}}
 }
 
+// stage notes that the disk is worked on in another way from here on, or on another stretch of it: what is
+// done, and rates, count from its beginning.
+func (m *meter) stage(phase job.Phase, file string, total int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.p.Phase, m.p.Total, m.p.Done = phase, total, 0
+	if file != "" {
+		m.p.File = file
+	}
+	m.last, m.moved = formats.Progress{}, time.Now()
+	m.samples = []sample{{m.moved, 0}}
+}
+
 // advance notes that n more bytes of the file were read.
 func (m *meter) advance(n int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.p.Done, m.p.Read, m.moved = m.p.Done+n, m.p.Read+n, time.Now()
+}
+
+// name names the file that is written now.
+func (m *meter) name(file string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.p.File = file
 }
 
 // anew notes that the disk begins anew, for the attempt-th time.

@@ -47,7 +47,8 @@ type identity struct {
 	Format string
 	Opt    formats.CreateOptions
 	Inode  uint64
-	Image  *Image `json:",omitempty"`
+	Image  *Image       `json:",omitempty"`
+	Chain  *ChainSource `json:",omitempty"`
 }
 
 // openPart opens the hidden file of a disk, or begins it, in a folder that the job has claimed.
@@ -95,7 +96,7 @@ func (p *part) openFile() error {
 }
 
 func (p *part) openJournal(in TransferRequest) error {
-	id, err := json.Marshal(identity{in.Ref, in.Size, in.Target.Format, in.Target.createOptions(), inode(p.file), in.Image})
+	id, err := json.Marshal(identity{in.Ref, in.Size, in.Target.Format, in.Target.createOptions(), inode(p.file), in.Image, in.Chain})
 	if err != nil {
 		return err
 	}
@@ -125,7 +126,7 @@ func (p *part) openDigests(size int64) (err error) {
 		return err
 	}
 	p.from = formats.Checkpoint{}
-	if err := p.file.Truncate(0); err != nil {
+	if err := local.Resize(p.file, 0); err != nil {
 		return err
 	}
 	p.digests, err = formats.CreateDigests(p.digestsFile, size)

@@ -1,6 +1,7 @@
 package activities
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -92,7 +93,7 @@ func (s *Site) dropRecord(job string) error {
 
 // discard removes the hidden files of a job, if they are this host's to remove, and the folder, if the
 // job made it and nothing else is in it.
-func (s *Site) discard(job string, t Target, log *slog.Logger) error {
+func (s *Site) discard(ctx context.Context, job string, t Target, log *slog.Logger) error {
 	f, err := s.openFolder(t, false)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, providers.NotFound) {
 		return nil
@@ -112,6 +113,9 @@ func (s *Site) discard(job string, t Target, log *slog.Logger) error {
 		return nil
 	}
 	err = f.discardFiles(c.Files)
+	if c.Chain {
+		err = errors.Join(err, f.discardPoint(ctx, job))
+	}
 	for _, n := range slices.Sorted(maps.Keys(c.Naming)) {
 		// What was given its name before the job failed; what it replaced cannot be had back, so that stays.
 		if !t.Overwrite && plain(n) && f.named(n, c) {

@@ -3,6 +3,7 @@ package activities
 import (
 	"time"
 
+	"hypersdk/cbt"
 	"hypersdk/formats"
 	"hypersdk/providers"
 	"hypersdk/workflows/job"
@@ -44,6 +45,9 @@ type AskRequest struct {
 type Asked struct {
 	VM    string `json:"vm"` // name for people
 	Terms Terms  `json:"terms"`
+	// ID names the VM of an export, and Folder is what its folder is called.
+	ID     providers.VMID `json:"id,omitempty"`
+	Folder string         `json:"folder,omitempty"`
 }
 
 // Terms are the times that a workflow keeps to.
@@ -52,6 +56,8 @@ type Terms struct {
 	Heartbeat   time.Duration `json:"heartbeat"`
 	CleanWithin time.Duration `json:"clean_within"`
 	Format      string        `json:"format"` // of a job that names none
+	// Track says that incremental exports may switch the tracking of a VM's changes on.
+	Track bool `json:"track,omitempty"`
 }
 
 // EndedRequest asks which of these jobs have ended.
@@ -118,6 +124,8 @@ type Target struct {
 	Alone string `json:"alone,omitempty"`
 	// Create says how a disk is laid out where Compress is not all that was asked for.
 	Create *formats.CreateOptions `json:"create,omitempty"`
+	// Chain says that the folder holds a chain, to which the export adds a point.
+	Chain bool `json:"chain,omitempty"`
 }
 
 // PrepareRequest asks for the output folder to be claimed and checked. What it writes down lets the
@@ -130,6 +138,8 @@ type PrepareRequest struct {
 	Connection  string         `json:"connection"`
 	VM          providers.VMID `json:"vm"`
 	SnapshotKey string         `json:"snapshot_key"`
+	// Chain is whose chain the folder is to hold, of a target that is one.
+	Chain cbt.VM `json:"chain,omitzero"`
 }
 
 // Prepared is the claimed folder.
@@ -172,6 +182,8 @@ type TransferRequest struct {
 	Limits     job.Limits        `json:"limits"`
 	// Image is what is copied where that is no disk of a VM; Ref only names it then.
 	Image *Image `json:"image,omitempty"`
+	// Chain is what is copied where that is a disk of a chain; Ref only names it then.
+	Chain *ChainSource `json:"chain,omitempty"`
 	// Else is the transport that the job goes on with where that of Ref is refused: then a refusal is not
 	// waited out, it ends the activity with a [Refused] in its failure.
 	Else string `json:"else,omitempty"`

@@ -112,7 +112,7 @@ func (s *Site) sweep(ctx context.Context, r record) error {
 		targets = []Target{r.Target}
 	}
 	for _, t := range targets {
-		if err := s.discard(r.Job, t, log); err != nil {
+		if err := s.discard(ctx, r.Job, t, log); err != nil {
 			return err
 		}
 	}

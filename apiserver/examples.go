@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"maps"
 	"strings"
 	"time"
 
@@ -19,14 +20,16 @@ func finish(doc *huma.OpenAPI) {
 			s.AdditionalProperties = nil
 		}
 	}
-	good := exampleAnswers()
+	good, asked := exampleAnswers(), chainRequests()
+	maps.Copy(asked, exampleRequests)
+	syncExamples(asked, good)
 	for _, item := range doc.Paths {
 		for _, op := range []*huma.Operation{item.Get, item.Post, item.Put, item.Delete} {
 			if op == nil {
 				continue
 			}
-			if m := mediaOf(op.RequestBody); m != nil && exampleRequests[op.OperationID] != nil {
-				m.Example = exampleRequests[op.OperationID]
+			if m := mediaOf(op.RequestBody); m != nil && asked[op.OperationID] != nil {
+				m.Example = asked[op.OperationID]
 			}
 			for status, r := range op.Responses {
 				m := r.Content["application/json"]
@@ -119,8 +122,8 @@ func exampleAnswers() map[string]any {
 	status := convertStatus(converting)
 	status.Timestamp = now
 	jobs := []job.Job{running}
-	kinds := []api.ProviderKind{{Kind: "vsphere", Title: "VMware vSphere", Capabilities: []string{"disk-leaser", "disk-source", "inventory", "snapshot"}, Transports: []string{"datastore", "nfc"}}}
-	return withInventory(map[string]any{
+	kinds := []api.ProviderKind{{Kind: "vsphere", Title: "VMware vSphere", Capabilities: []string{"disk-leaser", "disk-source", "inventory", "snapshot"}, Transports: []string{"datastore", "vddk", "nfc"}}}
+	return withInventory(withChains(map[string]any{
 		"power-on-vm":     exampleOperation(job.PowerOn, "web-01 is on"),
 		"power-off-vm":    exampleOperation(job.PowerOff, "web-01 is off"),
 		"shut-down-vm":    exampleOperation(job.ShutDown, "web-01 has shut down"),
@@ -139,7 +142,7 @@ func exampleAnswers() map[string]any {
 		"status": api.Status{Version: "1.0.0", Uptime: "3h25m10s", TotalJobs: 12, PendingJobs: 1, RunningJobs: 4, CompletedJobs: 6,
 			FailedJobs: 1, TemporalURL: "http://127.0.0.1:8233", Timestamp: now},
 		"capabilities": api.Capabilities{Version: "1.0.0", Providers: kinds, Formats: []string{"qcow2", "raw"}, DefaultFormat: "qcow2",
-			Transports: []string{"datastore", "nfc"}, Features: []string{}, JobVCenter: true, Timestamp: now},
+			Transports: []string{"datastore", "vddk", "nfc"}, Features: []string{}, JobVCenter: true, Timestamp: now},
 		"submit-jobs":    api.Submitted{JobIDs: []string{exampleID}, Accepted: 1, Errors: []string{}, Timestamp: now},
 		"query-jobs":     api.Jobs{Jobs: jobs, Total: 1, Timestamp: now},
 		"list-jobs":      api.Jobs{Jobs: jobs, Total: 1, Timestamp: now},
@@ -156,7 +159,7 @@ func exampleAnswers() map[string]any {
 		"list-vms-of":    []providers.VM{vm},
 		"vm-info":        full,
 		"watch-jobs":     api.Frame{Type: "job", Job: &running, Timestamp: now},
-	}, now)
+	}, now), now)
 }
 
 func exampleOperation(action job.Action, message string) api.Operation {

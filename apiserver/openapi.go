@@ -50,6 +50,8 @@ func newAPI(e *echo.Echo, version string) huma.API {
 		{Name: "vms", Description: "What there is to export"},
 		{Name: "inventory", Description: "What VMs run on, and what happened there"},
 		{Name: "images", Description: "Convert disk images that lie on a worker's host"},
+		{Name: "incremental", Description: "Chains of incremental copies: what the next one would do, and work on chains that are there"},
+		{Name: "sync", Description: "Warm copies: the disks of VMs that run, kept in sync until the cutover"},
 		{Name: "server", Description: "The server itself"},
 	}
 	h := humaecho.New(e, cfg)

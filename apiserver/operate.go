@@ -265,7 +265,7 @@ func told(out *api.Operation, st job.OperationStatus) {
 	switch r := st.Result; {
 	case r != nil:
 		out.Message, out.VMName, out.PowerState, out.Forced = r.Message, r.VM.Name, r.Power, r.Forced
-		out.CDROMs, out.Snapshot, out.Clone, out.Tracking = r.Drives, r.Snapshot, r.Clone, r.Tracking
+		out.CDROMs, out.Snapshot, out.Clone, out.Tracking, out.Analysis = r.Drives, r.Snapshot, r.Clone, r.Tracking, r.Analysis
 	case st.Status == job.Running:
 		out.Message = "it goes on"
 	default:

@@ -124,6 +124,8 @@ func (s *Server) register(h huma.API) {
 	s.importOperation(h)
 	s.inventoryOperations(h)
 	s.operateOperations(h)
+	s.chainOperations(h)
+	s.syncOperations(h)
 	documentSocket(h)
 	finish(h.OpenAPI())
 }

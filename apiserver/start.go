@@ -29,6 +29,18 @@ type newJob struct {
 	// key is the idempotency key, empty for none; space is the name space of ids that are made of one.
 	key   string
 	space uuid.UUID
+	id    string // where it had to be known before; empty: newID makes it
+}
+
+// newID is the id of the job.
+func (b newJob) newID() string {
+	switch {
+	case b.id != "":
+		return b.id
+	case b.key != "":
+		return uuid.NewSHA1(b.space, []byte(b.key)).String()
+	}
+	return uuid.Must(uuid.NewV7()).String()
 }
 
 // startJob starts a job, or finds the one that was started under the same key.
@@ -39,9 +51,7 @@ func (s *Server) startJob(ctx context.Context, b newJob) (id string, err error) 
 	}
 	sum := sha256.Sum256(raw)
 	request := hex.EncodeToString(sum[:])
-	if id = uuid.NewSHA1(b.space, []byte(b.key)).String(); b.key == "" {
-		id = uuid.Must(uuid.NewV7()).String()
-	}
+	id = b.newID()
 	_, err = s.temporal.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
 		ID: id, TaskQueue: workflows.Queue,
 		WorkflowIDReusePolicy:                    enumspb.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,

@@ -75,7 +75,11 @@ const cannotStore = "cannot be used here, because the workers do not share the c
 
 // check finds what is wrong with a job, beyond what its decoding found.
 func (s *Server) check(j *submitted) {
-	j.Format = cmp.Or(strings.ToLower(j.Format), s.cfg.DefaultFormat)
+	usual := s.cfg.DefaultFormat
+	if j.Incremental {
+		usual = "qcow2" // that of chains, whatever others get
+	}
+	j.Format = cmp.Or(strings.ToLower(j.Format), usual)
 	found := append(j.Validate(s.caps), checkConnection(j.Connection, j.VCenter != nil)...)
 	switch {
 	case j.VCenter == nil:

@@ -21,7 +21,7 @@ import (
 const memoRequest = "request"
 
 // jobWorkflows are the types of workflow that are jobs to the API.
-var jobWorkflows = []string{workflows.ExportWorkflow, workflows.ConvertWorkflow, workflows.ImportWorkflow}
+var jobWorkflows = []string{workflows.ExportWorkflow, workflows.ConvertWorkflow, workflows.ImportWorkflow, workflows.ChainWorkflow, workflows.SyncWorkflow}
 
 // kindOf is what a job of a type of workflow does.
 func kindOf(workflow string) job.Kind {
@@ -30,6 +30,10 @@ func kindOf(workflow string) job.Kind {
 		return job.Convert
 	case workflows.ImportWorkflow:
 		return job.Import
+	case workflows.ChainWorkflow:
+		return job.Chain
+	case workflows.SyncWorkflow:
+		return job.Sync
 	}
 	return job.Export
 }
@@ -84,6 +88,13 @@ func (s *Server) view(info *workflowpb.WorkflowExecutionInfo) job.Job {
 		if s.memo(info.GetMemo(), workflows.MemoImport, &i) {
 			j.Import = &i
 		}
+	case job.Chain:
+		var w job.ChainWork
+		if s.memo(info.GetMemo(), workflows.MemoChain, &w) {
+			j.Chain = &w
+		}
+	case job.Sync:
+		s.viewSync(&j, info)
 	}
 	if j.Definition.Connection == jobConnection+j.ID {
 		j.Definition.Connection = "" // its own credentials, which nobody else can use
@@ -109,6 +120,7 @@ func apply(j *job.Job, snap job.Snapshot) {
 	}
 	j.Status, j.Progress, j.Result, j.Error, j.Reason, j.Host = snap.Status, &progress, snap.Result, snap.Error, snap.Reason, snap.Host
 	j.StartedAt, j.CompletedAt = snap.StartedAt, snap.CompletedAt
+	applySync(j, snap.Sync)
 	if snap.UpdatedAt.After(j.UpdatedAt.Time) {
 		j.UpdatedAt = snap.UpdatedAt
 	}

@@ -144,7 +144,7 @@ func (c *Chain) Close() error {
 	c.closed = true
 	var err error
 	if c.lockFile != nil {
-		err = c.lockFile.Close()
+		err = unlock(c.lockFile)
 	}
 	return errors.Join(err, c.d.root.Close())
 }

@@ -223,3 +223,9 @@ func (d *folder) lock(exclusive bool) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// unlock gives the chain back. To close the file is not enough: a process that somebody starts in this
+// moment has it open, too, until it has become another program.
+func unlock(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
+}

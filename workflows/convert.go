@@ -13,7 +13,7 @@ import (
 // ConvertDisk is disk images converted: admitted, placed on a host that has them, planned, copied all at
 // once, verified and given their names; then what it needed on the way is cleaned up.
 func ConvertDisk(ctx workflow.Context, spec job.Conversion) (*job.Result, error) {
-	c := &conversion{task: newTask(ctx, "", spec.LimitMBps), spec: spec}
+	c := &conversion{task: newTask(ctx, "", spec.LimitMBps), spec: spec, doing: "converting the disks"}
 	if err := c.handlers(ctx); err != nil {
 		return nil, err
 	}
@@ -25,6 +25,7 @@ func ConvertDisk(ctx workflow.Context, spec job.Conversion) (*job.Result, error)
 type conversion struct {
 	task
 	spec  job.Conversion
+	doing string            // for people
 	seen  activities.Looked // by the host that the job is on
 	disks []convertedDisk   // in the order of the spec
 	done  []activities.Transferred
@@ -34,6 +35,7 @@ type conversion struct {
 // convertedDisk is one image and what is made of it.
 type convertedDisk struct {
 	Image  activities.Image
+	Chain  *activities.ChainSource // what it is made of, instead of Image
 	Label  string
 	Size   int64
 	Need   int64 // bytes on the target, estimated
@@ -114,9 +116,17 @@ func (c *conversion) discard(t activities.Target) func(workflow.Context) error {
 func (c *conversion) lines() []job.DiskProgress {
 	lines := make([]job.DiskProgress, len(c.disks))
 	for i, d := range c.disks {
-		lines[i] = job.DiskProgress{Disk: d.Image.File.Name, File: d.Target.Alone, Total: d.Size}
+		lines[i] = job.DiskProgress{Disk: d.id(), File: d.Target.Alone, Total: d.Size}
 	}
 	return lines
+}
+
+// id names what a disk is made of.
+func (d convertedDisk) id() string {
+	if d.Chain != nil {
+		return d.Chain.Disk
+	}
+	return d.Image.File.Name
 }
 
 func (c *conversion) label(i int) string {
@@ -126,14 +136,18 @@ func (c *conversion) label(i int) string {
 
 // transfer converts all disks at once, one activity each.
 func (c *conversion) transfer(ctx workflow.Context) error {
-	c.begin(ctx, job.Transfer, "converting the disks", c.lines())
+	c.begin(ctx, job.Transfer, c.doing, c.lines())
 	c.done = make([]activities.Transferred, len(c.disks))
 	return c.each(ctx, len(c.disks), c.label, func(ctx workflow.Context, i int) workflow.Future {
 		d := c.disks[i]
-		return workflow.ExecuteActivity(ctx, activities.TransferActivity, activities.TransferRequest{
-			Job: c.id, Label: d.Label, Size: d.Size, Need: d.Need, Ref: providers.DiskRef{Disk: providers.DiskID(d.Image.File.Name)},
-			Image: &d.Image, Target: d.Target, File: d.Target.Alone, Workers: c.spec.Workers, Limits: c.limits,
-		})
+		req := activities.TransferRequest{
+			Job: c.id, Label: d.Label, Size: d.Size, Need: d.Need, Ref: providers.DiskRef{Disk: providers.DiskID(d.id())},
+			Chain: d.Chain, Target: d.Target, File: d.Target.Alone, Workers: c.spec.Workers, Limits: c.limits,
+		}
+		if d.Chain == nil {
+			req.Image = &d.Image
+		}
+		return workflow.ExecuteActivity(ctx, activities.TransferActivity, req)
 	}, func(ctx workflow.Context, i int, f workflow.Future) error {
 		if err := f.Get(ctx, &c.done[i]); err != nil {
 			return err
@@ -153,7 +167,7 @@ func (c *conversion) verify(ctx workflow.Context) error {
 	err := c.each(ctx, len(c.disks), c.label, func(ctx workflow.Context, i int) workflow.Future {
 		d := c.disks[i]
 		return workflow.ExecuteActivity(ctx, activities.VerifyActivity, activities.VerifyRequest{
-			Job: c.id, Disk: d.Image.File.Name, Label: d.Label, Size: d.Size, Target: d.Target, File: d.Target.Alone,
+			Job: c.id, Disk: d.id(), Label: d.Label, Size: d.Size, Target: d.Target, File: d.Target.Alone,
 			Digest: c.done[i].Digest, Workers: c.spec.Workers, Limits: c.limits,
 		})
 	}, func(ctx workflow.Context, i int, f workflow.Future) error {
@@ -185,7 +199,7 @@ func (c *conversion) finish(ctx workflow.Context) error {
 	r := &job.Result{OutputDir: c.dir, Files: out.Files, TotalSize: out.Total, Success: true, Host: c.host.ID}
 	for i, d := range c.disks {
 		disk := job.DiskResult{
-			Disk: d.Image.File.Name, File: d.Target.Alone, Format: d.Target.Format, Size: d.Size,
+			Disk: d.id(), File: d.Target.Alone, Format: d.Target.Format, Size: d.Size,
 			Stored: c.done[i].Stored, Digest: c.done[i].Digest, Read: c.done[i].Read, Retries: c.done[i].Attempts - 1,
 		}
 		if i < len(c.sums) {

@@ -33,6 +33,8 @@ type export struct {
 	done     []activities.Transferred
 	sums     []activities.Verified
 	packaged []activities.FinishFile // of a package, beside its disks
+	asked    activities.Asked        // by admission
+	alerts   []string                // that an incremental export ends with
 }
 
 // run does the job; what it leaves to be taken back is in e.undo.
@@ -42,6 +44,9 @@ func (e *export) run(ctx workflow.Context) error {
 	}
 	if err := e.admit(ctx, e.ask); err != nil {
 		return err
+	}
+	if e.spec.Incremental {
+		return e.onHosts(ctx, e.placeAtChain, e.workOnChain)
 	}
 	return e.onHosts(ctx, e.place, e.work)
 }
@@ -54,7 +59,7 @@ func (e *export) ask(ctx workflow.Context) (asked activities.Asked, err error) {
 		e.status.Progress.CurrentStep = "looking for the VM"
 	}
 	err = quickly(ctx, anywhere(ctx), activities.AskActivity, activities.AskRequest{Job: e.id, Spec: e.spec}, &asked)
-	e.vm = asked.VM
+	e.vm, e.asked = asked.VM, asked
 	return asked, err
 }
 
@@ -85,6 +90,9 @@ func (e *export) inspect(ctx workflow.Context) error {
 	if format == "" {
 		format = e.terms.Format
 	}
+	if e.spec.Incremental {
+		format = chainFormat
+	}
 	req := activities.InspectRequest{Job: e.id, Spec: e.spec, Format: format, Waited: e.admitted.Sub(workflow.GetInfo(ctx).WorkflowStartTime)}
 	var facts activities.Facts
 	if err := e.call(ctx, activities.InspectActivity, req, &facts); err != nil {
@@ -107,7 +115,12 @@ func (e *export) prepare(ctx workflow.Context) error {
 		Connection: e.spec.Connection, VM: e.facts.VM.ID, SnapshotKey: e.key(),
 	}
 	for _, d := range e.plan.Disks {
-		req.Files = append(req.Files, d.File)
+		if d.File != "" {
+			req.Files = append(req.Files, d.File)
+		}
+	}
+	if e.plan.Target.Chain {
+		req.Chain = e.chainVM()
 	}
 	req.Files = append(req.Files, e.plan.Target.PackageFiles()...)
 	var out activities.Prepared

@@ -356,9 +356,9 @@ func TestPlanRefuses(t *testing.T) {
 
 	s = newStage(t)
 	in := spec()
-	in.Incremental = true
+	in.Incremental, in.Format = true, "vmdk"
 	s.export(in)
-	require.ErrorContains(t, s.GetWorkflowError(), "incremental exports are not supported")
+	require.ErrorContains(t, s.GetWorkflowError(), "format must be qcow2, or left out, with incremental")
 	require.Equal(t, []string{"leave failed"}, s.called(), "admission was never asked")
 }
 

@@ -21,7 +21,7 @@ func (t *task) find(ctx workflow.Context, what string, look func(workflow.Contex
 	for {
 		found, silent, err := t.look(ctx, what, look)
 		if err == nil {
-			err = t.settle(ctx, found)
+			err = t.settle(ctx, found.Host, what)
 			if !hostLost(err) {
 				return found, err
 			}
@@ -93,13 +93,13 @@ func nobody(what string, missing []activities.Looked) error {
 	return refusal(missing[0].Reason, "none of %d hosts has %s (%s)", len(missing), what, strings.Join(said, "; "))
 }
 
-// settle gets a place on the host that was found.
-func (t *task) settle(ctx workflow.Context, found activities.Looked) error {
-	t.status.Progress.CurrentStep = "waiting for a place on host " + found.Host.Name
+// settle gets a place on the host that was found to have what a job works on.
+func (t *task) settle(ctx workflow.Context, on activities.Host, what string) error {
+	t.status.Progress.CurrentStep = "waiting for a place on host " + on.Name
 	t.publish(ctx)
 	var host activities.Host
-	err := workflow.ExecuteActivity(settling(ctx, found.Host.ID, t.terms), activities.SettleActivity, activities.SettleRequest{
-		Job: t.id, Waited: t.admitted.Sub(workflow.GetInfo(ctx).WorkflowStartTime),
+	err := workflow.ExecuteActivity(settling(ctx, on.ID, t.terms), activities.SettleActivity, activities.SettleRequest{
+		Job: t.id, Waited: t.admitted.Sub(workflow.GetInfo(ctx).WorkflowStartTime), What: what,
 	}).Get(ctx, &host)
 	if err != nil {
 		return err

@@ -17,6 +17,13 @@ const (
 	// OperateWorkflow is one operation on one VM: a job.Operation in, a job.Operated out. Its MemoStatus is a
 	// job.OperationStatus, once it has ended.
 	OperateWorkflow = "operate"
+	// ChainWorkflow is work on a chain: a job.ChainWork in, a job.Result out. Its workflow id is the job's id.
+	ChainWorkflow = "chain"
+	// ListChainWorkflow tells what a chain is made of: a job.ChainQuery in, a job.ChainView out.
+	ListChainWorkflow = "list-chain"
+	// SyncWorkflow is the disks of a VM kept in sync until the cutover: a SyncRun in, which is a job.SyncSpec
+	// at first, a job.Result out. Its workflow id is the job's id.
+	SyncWorkflow = "sync"
 	// LogWorkflow fetches a page of a job's log from the host that has it: a job.LogRequest in, a
 	// job.LogPage out.
 	LogWorkflow = "fetch-log"
@@ -36,6 +43,8 @@ const (
 
 	// UpdateControl pauses, resumes or limits a job: a job.Control in, a job.Limits out.
 	UpdateControl = "control"
+	// UpdateCutover asks a warm copy for its cutover: nothing in, a job.SyncStatus out.
+	UpdateCutover = "cutover"
 
 	// MemoSpec holds the Spec from the start; MemoStatus the last job.Snapshot, and the whole of it at the
 	// end, so that a list needs nothing but visibility.
@@ -46,6 +55,10 @@ const (
 	MemoStatus     = "status"
 	// MemoImport holds the Import of a job that is one, likewise.
 	MemoImport = "import"
+	// MemoChain holds the ChainWork of a job that is one, likewise.
+	MemoChain = "chain"
+	// MemoSync holds the SyncSpec of a job that is one, likewise.
+	MemoSync = "sync"
 	// MemoOperation holds the Operation of an operation, from the start.
 	MemoOperation = "operation"
 )

@@ -88,6 +88,8 @@ func (o *operation) run(ctx workflow.Context) error {
 		return o.template(ctx)
 	case job.EnableCBT, job.DisableCBT, job.ReportCBT:
 		return o.tracking(ctx)
+	case job.Analyze:
+		return o.analyze(ctx)
 	}
 	return refusal(providers.Unsupported, "this version does not know the action %q", o.in.Action)
 }

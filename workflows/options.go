@@ -117,6 +117,15 @@ func touching(ctx workflow.Context, host string, t activities.Terms) workflow.Co
 	return workflow.WithActivityOptions(ctx, opt)
 }
 
+// turning is for the snapshots of a warm copy. Unlike that of an export, which has copied nothing yet, one
+// that does not work for hours is no reason to give up what weeks have copied.
+func turning(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
+	ctx = touching(ctx, host, t)
+	opt := workflow.GetActivityOptions(ctx)
+	opt.ScheduleToCloseTimeout, opt.StartToCloseTimeout = 3*day, 6*time.Hour
+	return workflow.WithActivityOptions(ctx, opt)
+}
+
 // moving is for what takes as long as a disk is large.
 func moving(ctx workflow.Context, host string, t activities.Terms) workflow.Context {
 	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{

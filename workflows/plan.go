@@ -24,7 +24,7 @@ type plan struct {
 
 type plannedDisk struct {
 	Disk providers.Disk
-	File string // final name
+	File string // final name; empty: in a chain
 	Need int64
 }
 
@@ -33,11 +33,11 @@ const MaxDisks = 120
 
 // Supported says what of a spec no host and no platform could do, whatever the facts.
 func Supported(s job.Spec) error {
-	switch {
-	case s.Incremental:
-		return refusal(providers.Unsupported, "incremental exports are not supported by this version; leave incremental out to copy in full")
-	case s.Compress && s.Thin != nil && !*s.Thin:
+	if s.Compress && s.Thin != nil && !*s.Thin {
 		return refusal(providers.Invalid, "a disk cannot be both compressed and allocated in full; leave out compress or thin: false")
+	}
+	if no := job.Unchainable(s); len(no) > 0 {
+		return refusal(providers.Invalid, "%s", no[0].Error())
 	}
 	return nil
 }
@@ -72,7 +72,7 @@ func makePlan(s job.Spec, f activities.Facts) (plan, error) {
 	safe := activities.SafeName(vm.Name)
 	p.Target = activities.Target{
 		Output: s.OutputPath, Folder: safe, Format: f.Format.Name,
-		Compress: s.Compress, Thick: s.Thin != nil && !*s.Thin, Overwrite: s.Options.Overwrite,
+		Compress: s.Compress, Thick: s.Thin != nil && !*s.Thin, Overwrite: s.Options.Overwrite, Chain: s.Incremental,
 	}
 	if f.Format.Package != "" {
 		if why := activities.Indescribable(s, vm); why != "" {
@@ -91,6 +91,9 @@ func makePlan(s job.Spec, f activities.Facts) (plan, error) {
 			return plan{}, refusal(providers.Invalid, "%s of %s has the size %d", d.Label, vm.Name, d.Size)
 		}
 		pd := plannedDisk{Disk: d, File: fmt.Sprintf("%s-disk-%d%s", safe, i+1, f.Format.Ext), Need: need(d, p.Target)}
+		if p.Target.Chain {
+			pd.File = "" // which the chain knows
+		}
 		p.Disks = append(p.Disks, pd)
 		p.Need += pd.Need
 		largest = max(largest, pd.Need)
@@ -136,6 +139,9 @@ func (p *plan) choose(s job.Spec, f activities.Facts) error {
 	forced := s.Options.Transport
 	var why []string
 	for _, t := range f.Transports {
+		if s.Incremental && t.Leased && t.Why == "" {
+			t.Why = "it sends whole disks front to back, and an incremental export reads them in pieces"
+		}
 		switch {
 		case forced != "" && t.Name != forced:
 			continue
@@ -156,6 +162,8 @@ func (p *plan) choose(s job.Spec, f activities.Facts) error {
 		return nil
 	case p.Transport != "":
 		return nil
+	case len(why) > 0 && s.Incremental:
+		return refusal(providers.Unsupported, "what changed of the disks of %s cannot be read now (%s); leave incremental out to export it in full", f.VM.Name, strings.Join(why, "; "))
 	case len(why) > 0:
 		return refusal(providers.Unsupported, "the disks of %s cannot be read now (%s)", f.VM.Name, strings.Join(why, "; "))
 	case forced != "":

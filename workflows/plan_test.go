@@ -67,7 +67,8 @@ func TestPlanSays(t *testing.T) {
 		reason providers.Reason
 		want   string
 	}{
-		{"incremental", func(s *job.Spec) { s.Incremental = true }, nil, providers.Unsupported, "incremental exports are not supported"},
+		{"incremental and not qcow2", func(s *job.Spec) { s.Incremental, s.Format = true, "raw" }, nil, providers.Invalid, "format must be qcow2"},
+		{"incremental and leased", func(s *job.Spec) { s.Incremental, s.Format, s.Options.Transport = true, "", "nfc" }, nil, providers.Unsupported, "nfc: it sends whole disks front to back"},
 		{"CD drives", func(s *job.Spec) { s.Options.RemoveCDROM = true }, nil, providers.Unsupported, `no ability "drives"`},
 		{"compressed and thick", func(s *job.Spec) { s.Compress, s.Thin = true, &no }, nil, providers.Invalid, "both compressed and allocated in full"},
 		{"no snapshots", nil, func(f *activities.Facts) { f.Capabilities = []string{"disk-source"} }, providers.Unsupported, `vsphere has no ability "snapshot"`},

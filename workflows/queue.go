@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"hypersdk/activities"
@@ -104,7 +105,9 @@ func (q *Turns) why(jobs []string) map[string]string {
 }
 
 func (q *Turns) sentence(t Turn, ahead int) string {
-	if o := q.owner(t.Key); o != nil {
+	if o := q.owner(t.Key); o != nil && strings.HasPrefix(t.Key, activities.ChainKey) {
+		return fmt.Sprintf("chain %s is being worked on by job %s", cmp.Or(o.VM, t.VM), o.Job)
+	} else if o != nil {
 		return fmt.Sprintf("vm %s is being exported by job %s", cmp.Or(o.VM, t.VM), o.Job)
 	}
 	limit := fmt.Sprintf("the limit is %s at once", count(q.Limit, "job"))

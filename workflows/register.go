@@ -11,7 +11,7 @@ type Registry interface {
 
 // Names lists the names of all workflows.
 func Names() []string {
-	return []string{ExportWorkflow, ConvertWorkflow, ImportWorkflow, OperateWorkflow, AdmissionWorkflow, LogWorkflow}
+	return []string{ExportWorkflow, ConvertWorkflow, ImportWorkflow, ChainWorkflow, ListChainWorkflow, SyncWorkflow, OperateWorkflow, AdmissionWorkflow, LogWorkflow}
 }
 
 // Register registers all workflows under their names.
@@ -19,6 +19,9 @@ func Register(r Registry) {
 	r.RegisterWorkflowWithOptions(Export, workflow.RegisterOptions{Name: ExportWorkflow})
 	r.RegisterWorkflowWithOptions(ConvertDisk, workflow.RegisterOptions{Name: ConvertWorkflow})
 	r.RegisterWorkflowWithOptions(Import, workflow.RegisterOptions{Name: ImportWorkflow})
+	r.RegisterWorkflowWithOptions(Chain, workflow.RegisterOptions{Name: ChainWorkflow})
+	r.RegisterWorkflowWithOptions(ListChain, workflow.RegisterOptions{Name: ListChainWorkflow})
+	r.RegisterWorkflowWithOptions(SyncDisks, workflow.RegisterOptions{Name: SyncWorkflow})
 	r.RegisterWorkflowWithOptions(Operate, workflow.RegisterOptions{Name: OperateWorkflow})
 	r.RegisterWorkflowWithOptions(Admission, workflow.RegisterOptions{Name: AdmissionWorkflow})
 	r.RegisterWorkflowWithOptions(Log, workflow.RegisterOptions{Name: LogWorkflow})

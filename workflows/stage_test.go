@@ -61,7 +61,10 @@ func newStage(t *testing.T) *stage {
 	s.RegisterWorkflowWithOptions(Export, workflow.RegisterOptions{Name: ExportWorkflow})
 	s.RegisterWorkflowWithOptions(Operate, workflow.RegisterOptions{Name: OperateWorkflow})
 	s.RegisterWorkflowWithOptions(ConvertDisk, workflow.RegisterOptions{Name: ConvertWorkflow})
+	s.RegisterWorkflowWithOptions(Chain, workflow.RegisterOptions{Name: ChainWorkflow})
+	s.RegisterWorkflowWithOptions(ListChain, workflow.RegisterOptions{Name: ListChainWorkflow})
 	s.RegisterWorkflowWithOptions(Import, workflow.RegisterOptions{Name: ImportWorkflow})
+	s.RegisterWorkflowWithOptions(SyncDisks, workflow.RegisterOptions{Name: SyncWorkflow})
 	s.OnSignalExternalWorkflow(mock.Anything, AdmissionID, "", SignalRelease, mock.Anything).Return(
 		func(_, _, _, _ string, arg any) error { s.note("release", fmt.Sprint(arg)); return nil })
 

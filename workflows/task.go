@@ -28,6 +28,7 @@ type task struct {
 	host     activities.Host
 	away     []activities.Host // hosts that the job lost, with its files
 	dir      string            // where its files are, for people
+	findings *job.Result       // of a job that fails for what it found
 }
 
 func newTask(ctx workflow.Context, connection string, limit float64) task {
@@ -200,6 +201,9 @@ func (t *task) end(ctx workflow.Context, err error) (*job.Result, error) {
 
 	at := now(ctx)
 	t.status.Status, t.status.CompletedAt = state, &at
+	if state == job.Failed && t.status.Reason == string(providers.Corrupt) {
+		t.status.Result = t.findings
+	}
 	if r := t.status.Result; r != nil {
 		r.Duration = at.Sub(t.admitted)
 		t.status.Progress.Disks = nil // the result says more of them

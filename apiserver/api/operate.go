@@ -60,7 +60,7 @@ type Snapshots struct {
 // Operation is what is, or was, done to a VM.
 type Operation struct {
 	OperationID string                    `json:"operation_id" doc:"GET /vms/operations/{id} tells how it goes on" example:"0199d4f2-7c1e-7b5a-9f53-1f0b6c7f5a11"`
-	Action      job.Action                `json:"action" enum:"poweron,poweroff,shutdown,remove-cdrom,create-snapshot,delete-snapshot,clone,template,enable-cbt,disable-cbt,report-cbt"`
+	Action      job.Action                `json:"action" enum:"poweron,poweroff,shutdown,remove-cdrom,create-snapshot,delete-snapshot,clone,template,enable-cbt,disable-cbt,report-cbt,analyze"`
 	Status      job.State                 `json:"status" enum:"running,completed,failed,cancelled"`
 	Success     bool                      `json:"success"`
 	Message     string                    `json:"message" doc:"What came of it, in one sentence"`
@@ -74,6 +74,7 @@ type Operation struct {
 	Snapshot    *providers.Snapshot       `json:"snapshot,omitempty" doc:"The snapshot that was taken"`
 	Clone       *providers.VM             `json:"clone,omitempty" doc:"The VM that was made"`
 	Tracking    *providers.TrackingStatus `json:"tracking,omitempty" doc:"How far the changes of its disks are tracked, after the operation"`
+	Analysis    *job.Analysis             `json:"analysis,omitempty" doc:"What the next incremental export would do"`
 	TemporalURL string                    `json:"temporal_url,omitempty" doc:"The run in the Temporal Web UI"`
 	Timestamp   job.Time                  `json:"timestamp"`
 }

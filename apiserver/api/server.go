@@ -28,7 +28,7 @@ type Capabilities struct {
 	Providers     []ProviderKind `json:"providers"`
 	Formats       []string       `json:"formats" doc:"Disk formats that a job may name" example:"[\"qcow2\",\"raw\"]"`
 	DefaultFormat string         `json:"default_format,omitempty" example:"qcow2"`
-	Transports    []string       `json:"transports" doc:"Ways to read disks that a job may name" example:"[\"datastore\",\"nfc\"]"`
+	Transports    []string       `json:"transports" doc:"Ways to read disks that a job may name" example:"[\"datastore\",\"vddk\",\"nfc\"]"`
 	Features      []string       `json:"features" doc:"Fields of a job that not every build honours, and this one does" example:"[]"`
 	JobVCenter    bool           `json:"job_vcenter" doc:"Whether a job may bring credentials"`
 	Timestamp     job.Time       `json:"timestamp"`
@@ -39,5 +39,5 @@ type ProviderKind struct {
 	Kind         string   `json:"kind" example:"vsphere"`
 	Title        string   `json:"title" example:"VMware vSphere"`
 	Capabilities []string `json:"capabilities" doc:"What it can do, sorted" example:"[\"disk-source\",\"inventory\",\"snapshot\"]"`
-	Transports   []string `json:"transports" doc:"Ways to read disks, best first" example:"[\"datastore\",\"nfc\"]"`
+	Transports   []string `json:"transports" doc:"Ways to read disks, best first" example:"[\"datastore\",\"vddk\",\"nfc\"]"`
 }

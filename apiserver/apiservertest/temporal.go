@@ -77,6 +77,7 @@ type Temporal struct {
 	waiting  map[string]string
 	logs     map[string]string
 	operated func(job.Operation) (*job.Operated, error)
+	chains   func(job.ChainQuery) (*job.ChainView, error)
 	calls    map[string]int
 	fail     map[string]error
 	deaf     bool
@@ -190,6 +191,9 @@ func (t *Temporal) ExecuteWorkflow(ctx context.Context, o client.StartWorkflowOp
 	if kind == workflows.LogWorkflow {
 		return t.readLog(ctx, args[0].(job.LogRequest))
 	}
+	if in, ok := args[0].(job.ChainQuery); ok && kind == workflows.ListChainWorkflow && o.TaskQueue == workflows.Queue {
+		return t.listChain(in), nil
+	}
 	if _, there := t.runs[o.ID]; there {
 		return nil, serviceerror.NewWorkflowExecutionAlreadyStarted("already started", "", "")
 	}
@@ -203,6 +207,10 @@ func (t *Temporal) ExecuteWorkflow(ctx context.Context, o client.StartWorkflowOp
 	case job.Conversion:
 		limit = spec.LimitMBps
 	case job.ImportSpec:
+		limit = spec.LimitMBps
+	case job.ChainWork:
+		limit = spec.LimitMBps
+	case job.SyncSpec:
 		limit = spec.LimitMBps
 	default:
 		return nil, fmt.Errorf("unexpected start of %v with a %T", workflow, spec)

@@ -158,7 +158,7 @@ func (a *app) root() *cobra.Command {
 	root.SetVersionTemplate("hyperctl {{.Version}}\n")
 	root.AddCommand(
 		a.submitCommand(), a.queryCommand(), a.statusCommand(), a.watchCommand(), a.logsCommand(), a.cancelCommand(),
-		a.pauseCommand(), a.resumeCommand(), a.limitCommand(), a.vmsCommand(), a.tuiCommand(), a.inventoryCommand(), a.cbtCommand(), a.convertCommand(), image.Command(), a.versionCommand(),
+		a.pauseCommand(), a.resumeCommand(), a.limitCommand(), a.vmsCommand(), a.tuiCommand(), a.inventoryCommand(), a.cbtCommand(), a.incrementalCommand(), a.syncCommand(), a.convertCommand(), image.Command(), a.versionCommand(),
 	)
 	return root
 }

@@ -144,7 +144,7 @@ func (a *app) printJob(j job.Job) {
 	}
 	d := j.Definition
 	rows := [][2]string{
-		{"Job", j.ID}, {"Name", d.Name}, {"Status", string(j.Status)}, {"VM", d.VMPath}, {"Images", imagesText(j.Conversion)}, {"Package", packageText(j.Import)}, {"To", targetText(j)},
+		{"Job", j.ID}, {"Name", d.Name}, {"Status", string(j.Status)}, {"VM", d.VMPath}, {"Images", imagesText(j.Conversion)}, {"Package", packageText(j.Import)}, {"Chain", chainText(j.Chain)}, {"To", targetText(j)},
 		{"Created", stamp(&j.CreatedAt)}, {"Started", stamp(j.StartedAt)}, {"Completed", stamp(j.CompletedAt)}, {"Host", j.Host},
 	}
 	if p := j.Progress; p != nil && !j.Status.Ended() {
@@ -166,15 +166,29 @@ func (a *app) printJob(j job.Job) {
 		}
 		rows = append(rows, [2]string{"", remark(j)})
 	}
+	rows = append(rows, syncRows(j.Sync, j.Status.Ended())...)
 	if j.Error != "" {
 		rows = append(rows, [2]string{"Error", j.Error})
 	}
 	if r := j.Result; r != nil {
 		rows = append(rows, [2]string{"Took", r.Duration.Round(100 * time.Millisecond).String()}, [2]string{"Files", strings.Join(r.Files, "\n")},
-			[2]string{"Size", bytesText(r.TotalSize)}, [2]string{"Left behind", strings.Join(r.Leftover, "\n")})
+			[2]string{"Size", writtenText(r)}, [2]string{"Point", pointText(r.Point)}, [2]string{"Alerts", strings.Join(r.Alerts, "\n")}, [2]string{"Left behind", strings.Join(r.Leftover, "\n")})
 	}
 	a.printRows(append(rows, [2]string{"Temporal UI", j.TemporalURL}))
 	a.printDisks(j)
+	a.printRounds(j.Sync)
+	if r := j.Result; r != nil && r.Chain != nil && r.Chain.Check != nil {
+		a.printf("\n")
+		a.printCheck(*r.Chain.Check)
+	}
+}
+
+// writtenText is how much a job has written; "" of one on a chain that writes nothing.
+func writtenText(r *job.Result) string {
+	if r.Chain != nil && len(r.Files) == 0 {
+		return ""
+	}
+	return bytesText(r.TotalSize)
 }
 
 // imagesText is a line for each image of a conversion; "" where the job is none.
@@ -189,6 +203,14 @@ func imagesText(c *job.Conversion) string {
 		}
 	}
 	return strings.Join(lines, "\n")
+}
+
+// chainText is the folder of the chain that a job works on; "" where it works on none.
+func chainText(w *job.ChainWork) string {
+	if w == nil {
+		return ""
+	}
+	return w.Path
 }
 
 // targetText says where a job writes to, and in what format.
@@ -206,7 +228,7 @@ func targetText(j job.Job) string {
 		return d.Format
 	case j.Import != nil && j.Result != nil:
 		return j.Result.VMPath
-	case j.Import != nil:
+	case j.Import != nil, j.Chain != nil && d.OutputPath == "":
 		return ""
 	}
 	return d.OutputPath + " (" + d.Format + ")"
@@ -214,6 +236,8 @@ func targetText(j job.Job) string {
 
 func (a *app) printDisks(j job.Job) {
 	switch {
+	case j.Result != nil && j.Result.Point != nil:
+		a.printPoint(j.Result.Disks)
 	case j.Result != nil && len(j.Result.Disks) > 0:
 		t := newTable("FILE", "FORMAT", ">SIZE", ">STORED", "DIGEST")
 		for _, d := range j.Result.Disks {

@@ -40,6 +40,7 @@ func (a *app) submitCommand() *cobra.Command {
 The ids of the jobs are printed, one on a line. With --watch their progress is shown until they have
 ended.`,
 		Example: `  hyperctl submit /datacenter/vm/web-01 --output /exports --format qcow2 --compress --watch
+  hyperctl submit web-01 --output /backups --incremental
   hyperctl submit -f jobs.yaml
   generate-jobs | hyperctl submit -f - --key nightly-2026-03-01`,
 		RunE:              func(c *cobra.Command, args []string) error { return a.submit(c, &s, append(s.vms, args...)) },
@@ -54,11 +55,13 @@ ended.`,
 	f.StringVar(&s.Format, "format", "", "qcow2, raw, vmdk, vhd, vhdx, vdi, or a package: ova, ovf (default: the daemon's)")
 	f.BoolVar(&s.Compress, "compress", false, "store blocks compressed")
 	f.BoolVar(&s.thick, "thick", false, "allocate the whole disks on the target")
-	f.BoolVar(&s.Incremental, "incremental", false, "copy only what changed since the last export")
+	f.BoolVar(&s.Incremental, "incremental", false, "keep a chain of qcow2 files, a base and deltas, and copy only what changed since its newest point")
+	f.BoolVar(&s.Options.Full, "full", false, "with --incremental: copy all disks in full, whatever is known of their changes")
+	f.BoolVar(&s.Options.VerifyTracking, "verify-tracking", false, "with --incremental: read all disks in full to see whether the platform told every change")
 	f.StringVar(&s.Name, "name", "", "free name for people")
 	f.StringArrayVar(&s.metadata, "metadata", nil, "key=value to keep with the job; may be repeated")
 	f.BoolVar(&s.Options.Overwrite, "overwrite", false, "replace an earlier export of the VM in the same place")
-	f.StringVar(&s.Options.Transport, "transport", "", "force a way to read the disks: datastore or nfc (default: the best that is safe)")
+	f.StringVar(&s.Options.Transport, "transport", "", "force a way to read the disks: datastore, vddk or nfc (default: the best that is safe)")
 	f.BoolVar(&s.Options.Quiesce, "quiesce", false, "bring the guest's file systems to rest for the snapshot")
 	f.BoolVar(&s.Options.RemoveCDROM, "remove-cdrom", false, "take CD and DVD drives out of the VM meanwhile (of one that runs: empty and disconnect them)")
 	f.BoolVar(&s.Options.KeepCDROMRemoved, "keep-cdrom-removed", false, "with --remove-cdrom: do not put them back after a success")
@@ -129,7 +132,7 @@ func (a *app) submitFile(c *cobra.Command, s *submission, vms []string) (out api
 	if len(body) > maxFile {
 		return out, fmt.Errorf("%s is larger than %s", s.file, bytesText(maxFile))
 	}
-	for _, flag := range []string{"output", "format", "compress", "thick", "incremental", "name", "metadata", "overwrite", "transport", "quiesce",
+	for _, flag := range []string{"output", "format", "compress", "thick", "incremental", "full", "verify-tracking", "name", "metadata", "overwrite", "transport", "quiesce",
 		"remove-cdrom", "keep-cdrom-removed", "shutdown", "shutdown-timeout", "shutdown-then", "power-on", "limit", "priority", "parallel", "no-verify", "vcenter", "connection"} {
 		if c.Flags().Changed(flag) {
 			return out, usageError("--%s cannot be used with --file: write it into the file", flag)

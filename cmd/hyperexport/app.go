@@ -62,6 +62,7 @@ Exit codes:
 const examples = `  hyperexport
   hyperexport web-01 --output /exports --format qcow2 --compress
   hyperexport --vm /DC0/vm/web-01 --output /exports --dry-run
+  hyperexport web-01 --output /backups --incremental
   hyperexport --folder /DC0/vm/shop --filter 'web-*' --output /exports --parallel 2
   hyperexport --batch vms.yaml --output /exports --json
   hyperexport --list --filter db`

@@ -86,6 +86,8 @@ func (a *app) contradictions() error {
 		return usageError("the standard input cannot be both the batch file and the password")
 	case o.parallel < 1 || o.parallel > places:
 		return usageError("--parallel must be 1 to %d", places)
+	case o.skipExisting && o.spec.Incremental:
+		return usageError("--skip-existing and --incremental exclude each other: a chain is added to")
 	case o.skipExisting && o.spec.Options.Overwrite:
 		return usageError("--skip-existing and --overwrite exclude each other")
 	case o.spec.OutputPath == "" && o.batch == "" && !o.list && !o.info && !a.nothingChosen():
@@ -118,9 +120,12 @@ func (a *app) chosen(ctx context.Context, inv providers.Inventory) ([]job.Spec, 
 		if specs, err = a.readBatch(base); err != nil {
 			return nil, err
 		}
+		for i := range specs {
+			specs[i] = a.inFormat(specs[i])
+		}
 	case len(a.opt.vms) > 0:
 		for _, vm := range a.opt.vms {
-			s := base
+			s := a.inFormat(base)
 			s.VMPath = vm
 			specs = append(specs, s)
 		}
@@ -133,7 +138,7 @@ func (a *app) chosen(ctx context.Context, inv providers.Inventory) ([]job.Spec, 
 			return nil, &codeError{exitNotFound, errors.New("no VM is chosen by --folder, --filter and --power")}
 		}
 		for _, vm := range vms {
-			s := base
+			s := a.inFormat(base)
 			s.VMPath, s.Name = vm.Path, vm.Name
 			specs = append(specs, s)
 		}
@@ -310,6 +315,9 @@ func (r *run) verdict() error {
 		case job.Cancelled:
 			failed = append(failed, providers.Canceled)
 		case job.Completed:
+			for _, al := range x.job.Result.Alerts {
+				r.app.complain("%s: ALERT: %s", x.spec.VMPath, al)
+			}
 			for _, l := range x.job.Result.Leftover {
 				r.app.complain("%s: left behind: %s", x.spec.VMPath, l)
 			}
@@ -322,7 +330,11 @@ func (r *run) verdict() error {
 	return verdict(failed)
 }
 
-// keyOf names an export by what makes it the same one: the VM, the folder and the format.
+// keyOf names an export by what makes it the same one: the VM, the folder and the format, or the chain.
 func keyOf(s job.Spec) string {
-	return strings.Join([]string{s.VMPath, s.OutputPath, activities.SafeName(s.Format)}, "\x00")
+	key := []string{s.VMPath, s.OutputPath, activities.SafeName(s.Format)}
+	if s.Incremental {
+		key = append(key, "incremental")
+	}
+	return strings.Join(key, "\x00")
 }

@@ -143,7 +143,9 @@ func TestTheDaemonsConfiguration(t *testing.T) {
 	require.Empty(t, a.cfg.TemporalAddress)
 	s, err := a.template()
 	require.NoError(t, err)
-	require.Equal(t, "raw", s.Format)
+	require.Equal(t, "raw", a.inFormat(s).Format)
+	s.Incremental = true
+	require.Equal(t, "qcow2", a.inFormat(s).Format, "that of chains, whatever others get")
 	p, err := a.platform()
 	require.NoError(t, err)
 	require.Equal(t, "vc.example.com", p.server)

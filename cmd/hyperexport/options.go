@@ -53,6 +53,9 @@ func (a *app) flags(root *cobra.Command) {
 	f.StringVarP(&o.spec.OutputPath, "output", "o", "", "folder to export to; each VM gets a folder of its name below it")
 	f.StringVarP(&o.spec.Format, "format", "f", "", "disk format: "+strings.Join(daemon.FormatNames(), ", ")+" (default qcow2)")
 	f.BoolVar(&o.spec.Compress, "compress", false, "store blocks compressed")
+	f.BoolVar(&o.spec.Incremental, "incremental", false, "keep a chain of qcow2 files, a base and deltas, and copy only what changed since its newest point")
+	f.BoolVar(&o.spec.Options.Full, "full", false, "with --incremental: copy all disks in full, whatever is known of their changes")
+	f.BoolVar(&o.spec.Options.VerifyTracking, "verify-tracking", false, "with --incremental: read all disks in full to see whether the platform told every change")
 	f.BoolVar(&o.thick, "thick", false, "allocate the whole disks on the target")
 	f.BoolVar(&o.spec.Options.Overwrite, "overwrite", false, "replace an earlier export of the VM in the same place")
 	f.BoolVar(&o.skipExisting, "skip-existing", false, "leave out VMs that have a complete export in the same place")
@@ -158,12 +161,22 @@ func (a *app) defaultDataDir() string {
 	return filepath.Join(home, ".local", "state", "hyperexport")
 }
 
-// template is the job that every VM gets, but for its name.
-func (a *app) template() (job.Spec, error) {
-	s := a.opt.spec
-	if s.Format = strings.ToLower(s.Format); s.Format == "" {
+// inFormat is a job that names its format: that of chains, or the configured one.
+func (a *app) inFormat(s job.Spec) job.Spec {
+	switch {
+	case s.Format != "":
+	case s.Incremental:
+		s.Format = chainFormat
+	default:
 		s.Format = a.cfg.DefaultFormat
 	}
+	return s
+}
+
+// template is the job that every VM gets, but for its name, and for a format where none was said.
+func (a *app) template() (job.Spec, error) {
+	s := a.opt.spec
+	s.Format = strings.ToLower(s.Format)
 	s.Options.PowerOn = strings.ReplaceAll(s.Options.PowerOn, "-", "_")
 	if a.opt.thick {
 		thin := false

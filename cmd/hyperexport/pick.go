@@ -22,6 +22,7 @@ func (a *app) pick(ctx context.Context, p platform, pr providers.Provider, inv p
 	if err != nil {
 		return nil, err
 	}
+	base = a.inFormat(base)
 	specs := func(c picker.Choice) ([]job.Spec, error) {
 		out, err := filepath.Abs(expandHome(c.Output))
 		if err != nil {
@@ -79,7 +80,7 @@ func (a *app) pick(ctx context.Context, p platform, pr providers.Provider, inv p
 
 // offered are the formats to choose from: the one that a flag names, or all.
 func (a *app) offered(base job.Spec) []picker.Format {
-	if a.opt.spec.Format != "" {
+	if a.opt.spec.Format != "" || base.Incremental {
 		return []picker.Format{{Name: base.Format, Compress: base.Compress}}
 	}
 	about := map[string]string{

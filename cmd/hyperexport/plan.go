@@ -25,6 +25,8 @@ type plan struct {
 	Spec       job.Spec              `json:"definition"`
 	Transports []providers.Transport `json:"transports"`
 	workflows.Preview
+	// Chain is set where the export is incremental.
+	Chain   *chainPlan       `json:"chain,omitempty"`
 	Free    int64            `json:"free" doc:"Bytes that are free where it would go"`
 	Problem string           `json:"problem,omitempty"`
 	Reason  providers.Reason `json:"reason,omitempty"`
@@ -39,7 +41,7 @@ func planOf(ctx context.Context, p providers.Provider, s job.Spec) (plan, error)
 	}
 	out.VM, out.Transports = facts.VM, facts.Transports
 	if out.Preview, err = workflows.MakePreview(s, facts); err == nil {
-		err = out.look(s)
+		err = out.look(ctx, s)
 	}
 	if err != nil {
 		out.Reason, out.Problem = providers.ReasonOf(err), err.Error()
@@ -52,7 +54,7 @@ func planOf(ctx context.Context, p providers.Provider, s job.Spec) (plan, error)
 }
 
 // look compares the plan with what is on this host.
-func (p *plan) look(s job.Spec) error {
+func (p *plan) look(ctx context.Context, s job.Spec) error {
 	there, err := nearest(p.Folder)
 	if err != nil {
 		return err
@@ -67,6 +69,9 @@ func (p *plan) look(s job.Spec) error {
 	}
 	if unix.Access(there, unix.W_OK) != nil {
 		return refuse(providers.Denied, "%s cannot be written to", there)
+	}
+	if s.Incremental {
+		return p.lookAtChain(ctx)
 	}
 	if name := p.existing(); name != "" && !s.Options.Overwrite {
 		return refuse(providers.Exists, "%s exists already; --overwrite replaces an earlier export", name)
@@ -154,13 +159,24 @@ func (p *plan) lines() []string {
 	rows := [][2]string{{"VM", p.VM.Path}, {"", fmt.Sprintf("%s, %s, %s", p.VM.PowerState.Word(), disks, terminal.BytesText(size))}}
 	if p.Transport != "" {
 		rows = append(rows, [2]string{"read by", p.transportText()}, [2]string{"into", p.Folder}, [2]string{"as", formatText(p.Spec)})
+		if p.Chain != nil {
+			rows = append(rows, [2]string{"chain", p.Chain.text(p.Spec)})
+		}
 		if p.Archive != "" {
 			rows = append(rows, [2]string{"", p.Archive + ", with"})
 		}
 		for _, d := range p.Disks {
-			rows = append(rows, [2]string{"", fmt.Sprintf("%s  %s, %s", d.File, d.Label, terminal.BytesText(d.Size))})
+			file := d.File + "  "
+			if d.File == "" {
+				file = ""
+			}
+			rows = append(rows, [2]string{"", fmt.Sprintf("%s%s, %s", file, d.Label, terminal.BytesText(d.Size))})
 		}
-		rows = append(rows, [2]string{"space", fmt.Sprintf("about %s needed, %s free", terminal.BytesText(p.Need), terminal.BytesText(p.Free))})
+		need := "about " + terminal.BytesText(p.Need) + " needed"
+		if p.Chain != nil && p.Chain.Parent != 0 {
+			need = "as much as what changed"
+		}
+		rows = append(rows, [2]string{"space", fmt.Sprintf("%s, %s free", need, terminal.BytesText(p.Free))})
 		steps := make([]string, len(p.Phases))
 		for i, ph := range p.Phases {
 			steps[i] = string(ph)

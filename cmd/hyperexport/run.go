@@ -119,7 +119,8 @@ func (r *run) goOn(ctx context.Context, x *export, j job.Job) error {
 	x.id, x.job = j.ID, j
 	d := j.Definition
 	if d.Compress != x.spec.Compress || d.Options.Overwrite != x.spec.Options.Overwrite || d.Options.Quiesce != x.spec.Options.Quiesce ||
-		d.Options.NoVerify != x.spec.Options.NoVerify || d.Options.Transport != x.spec.Options.Transport {
+		d.Options.NoVerify != x.spec.Options.NoVerify || d.Options.Full != x.spec.Options.Full ||
+		d.Options.VerifyTracking != x.spec.Options.VerifyTracking || d.Options.Transport != x.spec.Options.Transport {
 		r.app.complain("%s goes on as it was begun, with the options that it had then; \"hyperexport cancel %s\" gives it up", d.VMPath, j.ID)
 	}
 	if !r.app.opt.quiet && !r.app.opt.json {

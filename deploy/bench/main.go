@@ -35,7 +35,7 @@ const (
 
 func main() {
 	rounds := flag.Int("rounds", 3, "rounds of each transfer; the median counts")
-	only := flag.String("only", "", "comma-separated parts: start, list, transfer, lease, lease-memory, memory, latency, convert, chain")
+	only := flag.String("only", "", "comma-separated parts: start, list, transfer, lease, lease-memory, memory, latency, convert, chain, incremental")
 	match := flag.String("match", "", "of convert, only the lines whose name contains this")
 	disks := flag.String("disks", "", "of convert, folder in which the disks are made, and kept for the next run; a temporary one by default")
 	dir := flag.String("dir", "", "folder to work in; a temporary one by default")
@@ -67,7 +67,7 @@ func run(rounds int, only, match, disks, dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
-	if only != "convert" && only != "chain" { // which need no daemon
+	if only != "convert" && only != "chain" && only != "incremental" { // which need no daemon, or have a vCenter of their own
 		stopSim, err := b.startSim()
 		if err != nil {
 			return err
@@ -78,7 +78,7 @@ func run(rounds int, only, match, disks, dir string) (err error) {
 	for _, part := range []struct {
 		name string
 		do   func(context.Context) error
-	}{{"start", b.start}, {"list", b.list}, {"transfer", b.transfers}, {"lease", b.leases}, {"lease-memory", b.leaseMemory}, {"memory", b.memory}, {"latency", b.latency}, {"convert", b.convert}, {"chain", b.chain}} {
+	}{{"start", b.start}, {"list", b.list}, {"transfer", b.transfers}, {"lease", b.leases}, {"lease-memory", b.leaseMemory}, {"memory", b.memory}, {"latency", b.latency}, {"convert", b.convert}, {"chain", b.chain}, {"incremental", b.incremental}} {
 		if only != "" && !slices.Contains(strings.Split(only, ","), part.name) {
 			continue
 		}

@@ -20,6 +20,8 @@ type Snapshot struct {
 	CompletedAt *Time    `json:"completed_at,omitempty"`
 	UpdatedAt   Time     `json:"updated_at"`
 	Host        string   `json:"host,omitempty"`
+	// Sync is set by a warm copy.
+	Sync *SyncStatus `json:"sync,omitempty"`
 }
 
 // Limits are what a running job keeps to; they may change at any time.

@@ -76,6 +76,7 @@ const (
 	Snap     Phase = "snapshot" // takes a snapshot of the source
 	Transfer Phase = "transfer" // copies disks
 	Package  Phase = "package"  // makes a package of the disks: OVF, OVA
+	Wait     Phase = "wait"     // waits for the next round of a warm copy
 	Verify   Phase = "verify"   // reads the target again
 	Manifest Phase = "manifest" // renames the files and writes the manifest
 	Name     Phase = "name"     // gives the files of a conversion their names
@@ -86,7 +87,7 @@ const (
 // Job is a job as the API answers it.
 type Job struct {
 	ID          string    `json:"id"`
-	Kind        Kind      `json:"kind" enum:"export,convert,import" doc:"What the job does"`
+	Kind        Kind      `json:"kind" enum:"export,convert,import,chain,sync" doc:"What the job does"`
 	Definition  Spec      `json:"definition" doc:"What was asked for; of a job that is no export, as far as the fields of one can say it"`
 	Status      State     `json:"status" enum:"pending,running,completed,failed,cancelled"`
 	Progress    *Progress `json:"progress,omitempty"`
@@ -103,6 +104,10 @@ type Job struct {
 	Conversion *Conversion `json:"conversion,omitempty" doc:"What was asked for, of a job that converts disk images"`
 	// Import is set where Kind is Import.
 	Import *ImportSpec `json:"import,omitempty" doc:"What was asked for, of a job that makes a VM of a package"`
+	// Chain is set where Kind is Chain.
+	Chain *ChainWork `json:"chain,omitempty" doc:"What was asked for, of a job that works on a chain"`
+	// Sync is set where Kind is Sync.
+	Sync *SyncView `json:"sync,omitempty" doc:"What was asked for and how far it is, of a warm copy"`
 }
 
 // Kind is what a job does.
@@ -112,6 +117,8 @@ const (
 	Export  Kind = "export"
 	Convert Kind = "convert"
 	Import  Kind = "import"
+	Chain   Kind = "chain"
+	Sync    Kind = "sync"
 )
 
 // Progress is how far a job has come.
@@ -165,6 +172,8 @@ type Result struct {
 	Transport string        `json:"transport,omitempty"`
 	// Point is set by an export that is incremental.
 	Point *PointResult `json:"point,omitempty" doc:"The point of the chain that was written, of an incremental export"`
+	// Chain is set by a job on a chain. A check that found damage has failed, and has a result all the same.
+	Chain *ChainResult `json:"chain,omitempty" doc:"What a job on a chain found or did"`
 	// Alerts say what somebody has to know although the job succeeded.
 	Alerts []string `json:"alerts,omitempty"`
 	// Leftover says what could not be cleaned up and has to be looked after by hand.
@@ -193,7 +202,7 @@ type DiskResult struct {
 	Retries int32  `json:"retries,omitempty"`
 	// What follows is set by an export that is incremental.
 	Full    bool   `json:"full,omitempty" doc:"The disk was copied in full"`
-	Reason  string `json:"reason,omitempty" doc:"Why it was copied in full"`
+	Reason  string `json:"reason,omitempty" doc:"Why it was copied in full, or compared with the chain"`
 	By      string `json:"by,omitempty" enum:"tracking,comparison" doc:"How the changes were found, where it was not"`
 	Changed int64  `json:"changed,omitempty" doc:"Bytes of the disk that were taken as changed"`
 	Backing string `json:"backing,omitempty" doc:"File that this one builds upon"`

@@ -21,6 +21,7 @@ const (
 	EnableCBT      Action = "enable-cbt"
 	DisableCBT     Action = "disable-cbt"
 	ReportCBT      Action = "report-cbt"
+	Analyze        Action = "analyze"
 )
 
 // Then is what follows where a guest does not shut down.
@@ -48,6 +49,7 @@ type Operation struct {
 	Snapshot   *SnapshotRequest `json:"snapshot,omitempty"`
 	Clone      *CloneRequest    `json:"clone,omitempty"`
 	Template   bool             `json:"template,omitempty"` // of Template: whether it is to be one
+	Analyze    *AnalyzeRequest  `json:"analyze,omitempty"`
 }
 
 // SnapshotRequest says which snapshot is to be taken, or, by its id or name, deleted.
@@ -80,6 +82,7 @@ type Operated struct {
 	Clone    *providers.VM       `json:"clone"`    // that was made
 	// Tracking is how far the changes of the disks are tracked, of an action on that.
 	Tracking *providers.TrackingStatus `json:"tracking,omitempty"`
+	Analysis *Analysis                 `json:"analysis,omitempty"` // of Analyze
 }
 
 // OperationStatus is what is kept of an operation in the memo of its workflow. It ends with Result or

@@ -56,6 +56,7 @@ func (s Spec) Validate(c Caps) []FieldError {
 	v.folder("output_path", s.OutputPath)
 	v.oneOf("format", "disk format", s.Format, c.Formats)
 	v.feature("incremental", s.Incremental, FeatureIncremental, c.Features)
+	v = append(v, Unchainable(s)...)
 	v.metadata(s.Metadata)
 	if s.Compress && s.Thin != nil && !*s.Thin {
 		v.add("thin", "must not be false together with compress: a compressed disk cannot be allocated in full")
@@ -75,6 +76,36 @@ func (s Spec) Validate(c Caps) []FieldError {
 	}
 	return v
 }
+
+// Unchainable lists what a Spec that is incremental asks for and no chain can give, and of one that is not
+// what only a chain can.
+func Unchainable(s Spec) []FieldError {
+	var v faults
+	if !s.Incremental {
+		for _, f := range []struct {
+			field string
+			said  bool
+		}{{"full", s.Options.Full}, {"verify_tracking", s.Options.VerifyTracking}} {
+			if f.said {
+				v.add("options."+f.field, "means nothing without incremental")
+			}
+		}
+		return v
+	}
+	if s.Format != "" && s.Format != chainFormat {
+		v.add("format", "must be %s, or left out, with incremental: a chain is kept in it", chainFormat)
+	}
+	if s.Thin != nil && !*s.Thin {
+		v.add("thin", "must not be false with incremental: a delta holds only what changed")
+	}
+	if s.Options.Overwrite {
+		v.add("options.overwrite", "must not be set with incremental: a chain is added to, and never replaced")
+	}
+	return v
+}
+
+// chainFormat is the format of the disks of a chain.
+const chainFormat = "qcow2"
 
 // source finds what is wrong with what is asked to be done to the VM itself.
 func (v *faults) source(o Options) {
@@ -112,6 +143,13 @@ func CheckShutdownTimeout(d Duration) string {
 		return "must not be more than a day"
 	}
 	return ""
+}
+
+// CheckFolder lists what is wrong with the path of a folder, which was given as a field.
+func CheckFolder(field, path string) []FieldError {
+	var v faults
+	v.folder(field, path)
+	return v
 }
 
 // CheckLimit says what is wrong with a bandwidth limit in MB/s; "" for a good one. 0 is no limit.

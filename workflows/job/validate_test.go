@@ -82,6 +82,38 @@ func TestFaultySpecs(t *testing.T) {
 	}
 }
 
+// A chain is in one format, and is added to; what is about chains means nothing without one.
+func TestIncrementalSpecs(t *testing.T) {
+	yes, no := true, false
+	with := caps
+	with.Features = []string{job.FeatureIncremental}
+	for _, c := range []struct {
+		change func(*job.Spec)
+		field  string
+	}{
+		{func(s *job.Spec) {
+			s.Format, s.Compress, s.Thin, s.Options.Full, s.Options.VerifyTracking = "qcow2", true, &yes, true, true
+		}, ""},
+		{func(s *job.Spec) { s.Format = "raw" }, "format"},
+		{func(s *job.Spec) { s.Thin = &no }, "thin"},
+		{func(s *job.Spec) { s.Options.Overwrite = true }, "options.overwrite"},
+		{func(s *job.Spec) { s.Incremental, s.Options.Full = false, true }, "options.full"},
+		{func(s *job.Spec) { s.Incremental, s.Options.VerifyTracking = false, true }, "options.verify_tracking"},
+	} {
+		s := good()
+		s.Incremental = true
+		c.change(&s)
+		faults := s.Validate(with)
+		if c.field == "" {
+			require.Empty(t, faults)
+			continue
+		}
+		require.Len(t, faults, 1, c.field)
+		require.Equal(t, c.field, faults[0].Field)
+		require.Contains(t, faults[0].Message, "incremental")
+	}
+}
+
 // A feature that a build has may be asked for.
 func TestFeatures(t *testing.T) {
 	s := good()

@@ -165,7 +165,7 @@ func (m *model) jobText() []string {
 	if p.Paused {
 		status += ", paused"
 	}
-	out := rows(nil, "Job", j.ID, "Name", d.Name, "VM", d.VMPath, "To", d.OutputPath, "Format", d.Format, "Status", status, "Error", j.Error,
+	out := rows(nil, "Job", j.ID, "Name", d.Name, "VM", d.VMPath, "Chain", chainText(j.Chain), "To", d.OutputPath, "Format", d.Format, "Status", status, "Error", j.Error,
 		"Phase", string(p.Phase), "Step", p.CurrentStep, "Waits for", p.WaitingFor, "Transport", p.Transport, "Host", j.Host,
 		"Submitted", at(&j.CreatedAt), "Started", at(j.StartedAt), "Ended", at(j.CompletedAt), "Temporal", j.TemporalURL)
 	if j.Status == job.Running && p.TotalBytes > 0 {
@@ -184,12 +184,20 @@ func (m *model) jobText() []string {
 	}
 	if r := j.Result; r != nil {
 		out = rows(out, "Written", fmt.Sprintf("%s in %s", terminal.BytesText(r.TotalSize), r.Duration.Round(time.Second)), "In", r.OutputDir,
-			"Files", strings.Join(r.Files, "\n"), "Left behind", strings.Join(r.Leftover, "\n"))
+			"Files", strings.Join(r.Files, "\n"), "Alerts", strings.Join(r.Alerts, "\n"), "Left behind", strings.Join(r.Leftover, "\n"))
 		for _, k := range r.Disks {
 			out = rows(out, "Digest", k.File+"  "+k.Digest)
 		}
 	}
 	return out
+}
+
+// chainText is the folder of the chain that a job works on; "" where it works on none.
+func chainText(w *job.ChainWork) string {
+	if w == nil {
+		return ""
+	}
+	return w.Path
 }
 
 // vmText is a VM in full.

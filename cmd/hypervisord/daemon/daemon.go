@@ -159,9 +159,6 @@ func (d *Daemon) ready(took time.Duration) {
 	if f := d.cfg.Exposed(); f != "" {
 		d.log.Warn("the configuration file holds passwords and everybody on this host may read it; run chmod 600", "file", f)
 	}
-	if d.cfg.EnableCBT {
-		d.log.Warn("EnableCBT has no effect: this version copies in full")
-	}
 }
 
 func (d *Daemon) tellSystemd(state string) {

@@ -97,7 +97,7 @@ func settings(c *Config) []setting {
 
 		{"DefaultFormat", "default-format", nil, false, str(&c.DefaultFormat), "disk format of a job that names none"},
 		{"DownloadWorkers", "download-workers", nil, false, number(&c.DownloadWorkers), "ranges of one disk that are read at once; 0: as many as are good"},
-		{"EnableCBT", "enable-cbt", nil, false, boolean(&c.EnableCBT), "let incremental jobs turn on changed block tracking; this version copies in full and leaves it alone"},
+		{"EnableCBT", "enable-cbt", nil, false, boolean(&c.EnableCBT), "let incremental exports switch changed block tracking of their VM on; it stays on"},
 		{"MaxJobs", "max-jobs", nil, false, number(&c.MaxJobs), "jobs that run at once, on all hosts together"},
 		{"HostJobs", "host-jobs", nil, false, number(&c.HostJobs), "jobs that this host takes at once"},
 		{"HostAway", "host-away", nil, false, duration(&c.HostAway), "how long a host may be silent before its jobs begin anew on another; the same for all hosts"},

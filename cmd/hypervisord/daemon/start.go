@@ -220,6 +220,7 @@ func (d *Daemon) startWorker(context.Context) error {
 	}
 	c := worker.DefaultConfig()
 	c.Data, c.Version, c.Roots, c.Format = d.cfg.DataDir, d.cfg.Version, d.cfg.OutputRoots, d.cfg.DefaultFormat
+	c.Track = d.cfg.EnableCBT
 	c.Workers, c.Places, c.Limit = d.cfg.DownloadWorkers, d.cfg.HostJobs, d.cfg.MaxJobs
 	c.HostAway, c.Paces.Exhausted = d.cfg.HostAway, d.cfg.SpacePace
 	c.Namespace, c.StopTimeout = d.namespace, workerTimeout
@@ -293,7 +294,7 @@ func (d *Daemon) fail(err error) {
 }
 
 // features are the fields of a job that not every build honours, and this one does.
-func features() []string { return []string{job.FeatureRemoveCDROM} }
+func features() []string { return []string{job.FeatureRemoveCDROM, job.FeatureIncremental} }
 
 // Caps is what a job may ask of this build.
 func Caps() job.Caps {
@@ -310,7 +311,7 @@ func providerKinds() []api.ProviderKind {
 		k := api.ProviderKind{Kind: d.Kind, Title: d.Title, Capabilities: []string{}, Transports: []string{}}
 		if d.Kind == vsphere.Kind {
 			// What a provider can do is in its type; no connection is needed to know.
-			k.Capabilities, k.Transports = providers.Capabilities((*vsphere.Provider)(nil)), []string{vsphere.Datastore, vsphere.NFC}
+			k.Capabilities, k.Transports = providers.Capabilities((*vsphere.Provider)(nil)), []string{vsphere.Datastore, vsphere.VDDK, vsphere.NFC}
 		}
 		kinds = append(kinds, k)
 	}
