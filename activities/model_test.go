@@ -43,7 +43,7 @@ type played struct {
 }
 
 func whatToPlay(t *testing.T) played {
-	p := played{seeds: []uint64{1, 2, 3, 4, 5, 6}, rounds: 60, longest: 18 * time.Second}
+	p := played{seeds: []uint64{1, 2, 3, 4, 5, 6}, rounds: 60, longest: 8 * time.Second}
 	if os.Getenv("HYPERSDK_SLOW") != "" {
 		p.rounds, p.longest = 400, 4*time.Minute
 		for s := uint64(7); s <= 12; s++ {

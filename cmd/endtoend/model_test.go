@@ -40,7 +40,7 @@ type livingVM struct {
 // point is what the disks held when its job was submitted.
 func TestEveryPointThroughKills(t *testing.T) {
 	t.Parallel()
-	seed, rounds, longest := uint64(1), 12, 100*time.Second
+	seed, rounds, longest := uint64(1), 6, 45*time.Second
 	if slow {
 		rounds, longest = 100, 20*time.Minute
 	}
