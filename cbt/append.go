@@ -66,7 +66,8 @@ type newDisk struct {
 	before *link // of a delta: the newest link
 
 	busy  bool
-	ready *Disk // copied; nil: not yet
+	ready *Disk     // copied; nil: not yet
+	got   *received // by this attempt, of a delta; nil: not known
 }
 
 // Begin begins a new point, or goes on with one, and decides what is copied in full. A delta is written
@@ -379,6 +380,11 @@ func (a *Append) copy(ctx context.Context, n *newDisk, src formats.Source, opt f
 	}
 	if err := p.openIndex(func(d *formats.Digests) error { return a.inherit(n, d) }); err != nil {
 		return formats.Result{}, nil, err
+	}
+	n.got = nil
+	if _, packed := src.(formats.PackedReader); !n.full && !packed {
+		n.got = &received{Image: src.(formats.Image)}
+		src = n.got
 	}
 	res, err := p.copy(ctx, src, opt)
 	if err != nil {

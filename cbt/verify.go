@@ -78,8 +78,16 @@ func (a *Append) verify(ctx context.Context, n *newDisk, opt formats.VerifyOptio
 			opt.Progress(formats.Progress{Done: done, Read: read.Load()})
 		}
 	}
+	pieces, received := n.got.proof()
+	err = pieceCheck(ctx, img, pieces, opt, told, func(n int64) { read.Add(n) })
+	if errors.Is(err, formats.ErrCorrupt) && !errors.As(err, new(*LinkError)) {
+		err = own(partName(n.file(a)), err)
+	}
+	if err != nil {
+		return err
+	}
 	err = firstDamage(ctx, opt.Workers, func(yield func(int64) bool) {
-		for i := range blocksOf(n.touched(), n.Size) {
+		for i := range blocksOf(n.touched().Subtract(received), n.Size) {
 			told(i * formats.BlockSize)
 			if !yield(i) {
 				return

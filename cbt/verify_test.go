@@ -37,7 +37,7 @@ func TestVerifyCatchesWhatWasNotStored(t *testing.T) {
 				require.EqualValues(t, now.Size(), last.Done)
 				if !full {
 					require.Positive(t, last.Read)
-					require.LessOrEqual(t, last.Read, int64(mib), "of a delta the blocks that it touches")
+					require.LessOrEqual(t, last.Read, int64(trackGrain), "of a delta what was received")
 				}
 
 				part := ".disk0-000004.qcow2.part"
@@ -49,7 +49,11 @@ func TestVerifyCatchesWhatWasNotStored(t *testing.T) {
 				require.ErrorAs(t, err, &named)
 				require.Equal(t, part, named.File)
 				if compression == "" {
-					require.ErrorContains(t, err, fmt.Sprintf("bytes [%d, %d)", 4*mib, 5*mib))
+					at := fmt.Sprintf("bytes [%d, %d)", 4*mib+trackGrain, 4*mib+2*trackGrain)
+					if full {
+						at = fmt.Sprintf("bytes [%d, %d)", 4*mib, 5*mib)
+					}
+					require.ErrorContains(t, err, at)
 				}
 				require.ErrorContains(t, a.Commit(t.Context()), "has not been copied")
 
@@ -88,7 +92,8 @@ func stored(t *testing.T, c *Chain, file string, off int64) int {
 	return int(entry & 0xfffffffffffe00)
 }
 
-// Of several blocks that differ, the first on the disk is named; what lies below is told from the file.
+// Of several that differ, the first on the disk is named. Who has not received what was copied reads whole
+// blocks, and tells what lies below from the file.
 func TestVerifyNamesTheFirst(t *testing.T) {
 	const mib = formats.BlockSize
 	c, dir, states := three(t, Options{})
@@ -110,12 +115,61 @@ func TestVerifyNamesTheFirst(t *testing.T) {
 	}
 	err = a.Verify(t.Context(), "d", formats.VerifyOptions{Workers: 4})
 	require.ErrorIs(t, err, formats.ErrCorrupt)
-	require.ErrorContains(t, err, fmt.Sprintf("bytes [%d, %d)", 2*mib, 3*mib))
+	require.ErrorContains(t, err, fmt.Sprintf("bytes [%d, %d)", 2*mib, 2*mib+trackGrain))
 
+	_, err = a.Copy(t.Context(), "d", now, formats.CopyOptions{})
+	require.NoError(t, err)
+	require.NoError(t, a.Close())
+	a, err = c.Begin(t.Context(), next("k", d))
+	require.NoError(t, err)
+	defer a.Close()
+	res, err := a.Copy(t.Context(), "d", now, formats.CopyOptions{})
+	require.NoError(t, err)
+	require.Zero(t, res.Read, "it is whole")
+	var last formats.Progress
+	require.NoError(t, a.Verify(t.Context(), "d", formats.VerifyOptions{Progress: func(p formats.Progress) { last = p }}))
+	require.Greater(t, last.Read, s.Bytes())
+	flip(t, filepath.Join(dir, part), stored(t, c, part, 3*mib))
+	require.ErrorIs(t, a.Verify(t.Context(), "d", formats.VerifyOptions{}), formats.ErrCorrupt)
+
+	_, err = a.Copy(t.Context(), "d", now, formats.CopyOptions{})
+	require.NoError(t, err)
+	require.NoError(t, a.Close())
+	a, err = c.Begin(t.Context(), next("k", d))
+	require.NoError(t, err)
+	defer a.Close()
 	_, err = a.Copy(t.Context(), "d", now, formats.CopyOptions{})
 	require.NoError(t, err)
 	flip(t, filepath.Join(dir, "disk0-000001.qcow2"), stored(t, c, "disk0-000001.qcow2", 3*trackGrain))
 	err = a.Verify(t.Context(), "d", formats.VerifyOptions{})
 	require.ErrorIs(t, err, formats.ErrCorrupt)
 	require.ErrorContains(t, err, "builds upon is damaged")
+}
+
+// What was read twice, or is more than is kept, is no proof.
+func TestReceivedIsSureOrNothing(t *testing.T) {
+	disk := make(memory, 4*formats.BlockSize)
+	read := func(ranges ...Range) *received {
+		r := &received{Image: disk}
+		for _, c := range ranges {
+			_, err := r.ReadAt(make([]byte, c.Len), c.Off)
+			require.NoError(t, err)
+		}
+		return r
+	}
+	pieces, set := read(Range{2 << 20, 4096}, Range{1<<20 - 4096, 8192}).proof()
+	require.Len(t, pieces, 3, "at most a block each")
+	require.EqualValues(t, 3*4096, set.Bytes())
+	_, set = read(Range{0, 8192}, Range{4096, 4096}).proof()
+	require.Zero(t, set.Bytes())
+	r := read(Range{0, 4096})
+	for range maxReceived {
+		r.keep(piece{off: 4096, n: 1})
+	}
+	pieces, set = r.proof()
+	require.Empty(t, pieces)
+	require.Zero(t, set.Bytes())
+	pieces, set = (*received)(nil).proof()
+	require.Empty(t, pieces)
+	require.Zero(t, set.Bytes())
 }
