@@ -17,39 +17,20 @@ import (
 // chainSpace is the name space of the ids of jobs on chains with an idempotency key.
 var chainSpace = uuid.MustParse("8f5c2b1a-2d5e-4a57-9d0c-64f2f7a8c3e1")
 
-// ChainInput is a request for work on a chain. It is exported for huma, which looks no further else.
-type ChainInput[Body any] struct {
-	Key  string `header:"Idempotency-Key" maxLength:"200" doc:"Sending the same request again under the same key starts nothing and answers the same id" example:"web-01-merge"`
-	Body Body
-}
-
-type chainOutput struct {
-	Location string `header:"Location" doc:"Where to ask how it goes"`
-	Body     api.ChainStarted
-}
-
 // working registers the endpoint of an action on a chain.
 func working[Body any](s *Server, h huma.API, action job.ChainAction, summary, description string, read func(Body) job.ChainWork) {
-	op := operation(http.MethodPost, "/incremental/"+string(action), string(action)+"-chain", "incremental", summary, description,
-		http.StatusBadRequest, http.StatusConflict, http.StatusServiceUnavailable)
-	op.DefaultStatus = http.StatusAccepted
-	huma.Register(h, op, func(ctx context.Context, in *ChainInput[Body]) (*chainOutput, error) {
-		ctx, cancel := context.WithTimeout(ctx, quickTimeout)
-		defer cancel()
-		work := read(in.Body)
-		work.Action, work.TargetFormat = action, s.formatName(work.TargetFormat)
-		if faults := work.Validate(s.caps); len(faults) > 0 {
-			return nil, fail(ctx, invalid(http.StatusUnprocessableEntity, faults))
-		}
-		id, err := s.startJob(ctx, newJob{
-			what: "job on a chain", workflow: workflows.ChainWorkflow, spec: work, memo: workflows.MemoChain,
-			definition: work.Definition(), title: work.Title(), key: in.Key, space: chainSpace,
+	starting(h, "/incremental/"+string(action), string(action)+"-chain", "incremental", summary, description,
+		func(ctx context.Context, key string, r Body) (string, error) {
+			work := read(r)
+			work.Action, work.TargetFormat = action, s.formatName(work.TargetFormat)
+			if faults := work.Validate(s.caps); len(faults) > 0 {
+				return "", invalid(http.StatusUnprocessableEntity, faults)
+			}
+			return s.startJob(ctx, newJob{
+				what: "job on a chain", workflow: workflows.ChainWorkflow, spec: work, memo: workflows.MemoChain,
+				definition: work.Definition(), title: work.Title(), key: key, space: chainSpace,
+			})
 		})
-		if err != nil {
-			return nil, fail(ctx, err)
-		}
-		return &chainOutput{"/jobs/" + id, api.ChainStarted{JobID: id, Status: job.Pending, Timestamp: job.Now()}}, nil
-	})
 }
 
 func (s *Server) chainOperations(h huma.API) {

@@ -24,7 +24,7 @@ func chainRequests() map[string]any {
 
 // withChains adds the answers about chains.
 func withChains(all map[string]any, now job.Time) map[string]any {
-	started := api.ChainStarted{JobID: exampleID, Status: job.Pending, Timestamp: now}
+	started := api.Started{JobID: exampleID, Status: job.Pending, Timestamp: now}
 	const digest = "sha256-1m:7d865e959b2466918c9863afca942d0fb89d7c9ac0c99bafc3749504ded97730"
 	maps.Copy(all, map[string]any{
 		"check-chain": started, "merge-chain": started, "flatten-chain": started, "delete-chain": started,

@@ -16,7 +16,7 @@ func withInventory(all map[string]any, now job.Time) map[string]any {
 	}
 	started, ended := now.Add(-time.Minute), now.Add(-30*time.Second)
 	maps.Copy(all, map[string]any{
-		"import-vm": api.ImportStarted{JobID: exampleID, Status: job.Pending, Timestamp: now},
+		"import-vm": api.Started{JobID: exampleID, Status: job.Pending, Timestamp: now},
 		"list-datacenters": api.Datacenters{Datacenters: []providers.Datacenter{{Place: providers.Place{ID: "datacenter-2", Name: "DC0", Path: "/DC0"}}},
 			Total: 1, Timestamp: now},
 		"list-clusters": api.Clusters{Clusters: []providers.Cluster{{Place: at("domain-c8", "C0", "/DC0/host/C0"), Hosts: 3, CPUCores: 96,

@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/client"
 
+	"hypersdk/apiserver/api"
 	"hypersdk/workflows"
 	"hypersdk/workflows/job"
 )
@@ -30,6 +32,32 @@ type newJob struct {
 	key   string
 	space uuid.UUID
 	id    string // where it had to be known before; empty: newID makes it
+}
+
+// StartInput is a request for a job. It is exported for huma, which looks no further else.
+type StartInput[Body any] struct {
+	Key  string `header:"Idempotency-Key" maxLength:"200" doc:"Sending the same request again under the same key starts nothing and answers the same id" example:"move-web-01"`
+	Body Body
+}
+
+type startOutput struct {
+	Location string `header:"Location" doc:"Where to ask how it goes"`
+	Body     api.Started
+}
+
+// starting registers an endpoint that starts a job, by start, which answers its id.
+func starting[Body any](h huma.API, path, id, tag, summary, description string, start func(ctx context.Context, key string, r Body) (string, error)) {
+	op := operation(http.MethodPost, path, id, tag, summary, description, http.StatusBadRequest, http.StatusConflict, http.StatusServiceUnavailable)
+	op.DefaultStatus = http.StatusAccepted
+	huma.Register(h, op, func(ctx context.Context, in *StartInput[Body]) (*startOutput, error) {
+		ctx, cancel := context.WithTimeout(ctx, quickTimeout)
+		defer cancel()
+		id, err := start(ctx, in.Key, in.Body)
+		if err != nil {
+			return nil, fail(ctx, err)
+		}
+		return &startOutput{"/jobs/" + id, api.Started{JobID: id, Status: job.Pending, Timestamp: job.Now()}}, nil
+	})
 }
 
 // newID is the id of the job.

@@ -20,36 +20,15 @@ import (
 	"hypersdk/workflows/job"
 )
 
-// SyncInput is a request for a warm copy. It is exported for huma, which looks no further else.
-type SyncInput struct {
-	Key  string `header:"Idempotency-Key" maxLength:"200" doc:"Sending the same request again under the same key starts nothing and answers the same id" example:"move-web-01"`
-	Body api.SyncRequest
-}
-
-type syncOutput struct {
-	Location string `header:"Location" doc:"Where to ask how it goes"`
-	Body     api.SyncStarted
-}
-
 // syncSpace is the name space of the ids of warm copies with an idempotency key.
 var syncSpace = uuid.MustParse("e7a2c1f4-6d0b-4a3e-9b58-2c4f9d1e7a60")
 
 func (s *Server) syncOperations(h huma.API) {
-	op := operation(http.MethodPost, "/sync/submit", "submit-sync", "sync", "Start a warm copy",
+	starting(h, "/sync/submit", "submit-sync", "sync", "Start a warm copy",
 		"Starts a durable job that copies the disks of a VM while it runs, and then, in rounds, what changed of them, into files "+
 			"that are written in place, until the cutover: when it is asked for, or by itself where cutover is auto. The job is found "+
 			"at /jobs/{id}, with the history of its rounds and a forecast of the downtime in sync, and is steered as every job.",
-		http.StatusBadRequest, http.StatusConflict, http.StatusServiceUnavailable)
-	op.DefaultStatus = http.StatusAccepted
-	huma.Register(h, op, func(ctx context.Context, in *SyncInput) (*syncOutput, error) {
-		ctx, cancel := context.WithTimeout(ctx, quickTimeout)
-		defer cancel()
-		id, err := s.startSync(ctx, in.Key, in.Body)
-		if err != nil {
-			return nil, fail(ctx, err)
-		}
-		return &syncOutput{"/jobs/" + id, api.SyncStarted{JobID: id, Status: job.Pending, Timestamp: job.Now()}}, nil
-	})
+		s.startSync)
 	huma.Register(h, operation(http.MethodPost, "/sync/cutover", "cut-over", "sync", "Ask a warm copy for its cutover",
 		"The round that is under way is finished; then the guest is shut down, where that was asked for, and one last round is "+
 			"copied, verified, and given its name. Asking again changes nothing.",
@@ -186,7 +165,7 @@ func syncExamples(asked, good map[string]any) {
 		"vm_path": "/datacenter/vm/web-01", "output_path": "/exports", "format": "qcow2", "interval": "5m", "max_downtime": "2m", "shutdown": true,
 	}
 	asked["cut-over"] = api.CutoverRequest{JobID: exampleID}
-	good["submit-sync"] = api.SyncStarted{JobID: exampleID, Status: job.Pending, Timestamp: now}
+	good["submit-sync"] = api.Started{JobID: exampleID, Status: job.Pending, Timestamp: now}
 	good["cut-over"] = api.CutoverAsked{JobID: exampleID, Timestamp: now, Sync: job.SyncStatus{
 		Submitted: now, Round: 7, Holds: 7, CutoverAsked: true, Rounds: []job.SyncRound{{
 			Round: 7, Began: now, Point: now, Snapshot: 2e9, Asked: 1e9, Copied: 4e9, Took: 7e9, Changed: 402653184, Read: 402653184,

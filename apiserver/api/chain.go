@@ -41,13 +41,6 @@ type ChainDeleteRequest struct {
 	Point int64 `json:"point,omitempty" doc:"The newest where absent. One that others build upon is refused" minimum:"0" example:"9"`
 }
 
-// ChainStarted is a job on a chain that was accepted.
-type ChainStarted struct {
-	JobID     string    `json:"job_id"`
-	Status    job.State `json:"status" enum:"pending,running,completed,failed,cancelled"`
-	Timestamp job.Time  `json:"timestamp"`
-}
-
 // ChainListRequest asks what a chain is made of: by its folder, or by a VM and the folder of its exports.
 type ChainListRequest struct {
 	Path       string       `json:"path,omitempty" doc:"Folder of the chain" example:"/backups/web-01" maxLength:"4000"`

@@ -10,13 +10,6 @@ type ImportRequest struct {
 	job.ImportSpec
 }
 
-// ImportStarted is an import that was accepted.
-type ImportStarted struct {
-	JobID     string    `json:"job_id"`
-	Status    job.State `json:"status" enum:"pending,running,completed,failed,cancelled"`
-	Timestamp job.Time  `json:"timestamp"`
-}
-
 // Datacenters is the datacenters of a platform.
 type Datacenters struct {
 	Datacenters []providers.Datacenter `json:"datacenters" doc:"Ordered by path"`

@@ -134,3 +134,10 @@ func (r VMListRequest) String() string { return "VMs of " + r.Server }
 
 // GoString is String.
 func (r VMListRequest) GoString() string { return r.String() }
+
+// Started is a job that was accepted.
+type Started struct {
+	JobID     string    `json:"job_id"`
+	Status    job.State `json:"status" enum:"pending,running,completed,failed,cancelled"`
+	Timestamp job.Time  `json:"timestamp"`
+}

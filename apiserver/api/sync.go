@@ -8,13 +8,6 @@ type SyncRequest struct {
 	VCenter *Credentials `json:"vcenter,omitempty" doc:"The VM is here instead of at a configured connection. Stored encrypted until the job has ended, and never answered"`
 }
 
-// SyncStarted is a warm copy that was accepted.
-type SyncStarted struct {
-	JobID     string    `json:"job_id"`
-	Status    job.State `json:"status" enum:"pending,running,completed,failed,cancelled"`
-	Timestamp job.Time  `json:"timestamp"`
-}
-
 // CutoverRequest asks a warm copy for its cutover.
 type CutoverRequest struct {
 	JobID string `json:"job_id" doc:"Id of the warm copy" minLength:"1" maxLength:"200" example:"0199d4f2-7c1e-7b5a-9f53-1f0b6c7f5a11"`

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 
 	"hypersdk/apiserver/api"
@@ -11,23 +10,23 @@ import (
 // The same request for work on a chain under the same key, if it is not empty, is started once.
 
 // CheckChain starts a job that examines a chain.
-func (c *Client) CheckChain(ctx context.Context, key string, r api.ChainCheckRequest) (api.ChainStarted, error) {
-	return c.work(ctx, "/incremental/check", key, r)
+func (c *Client) CheckChain(ctx context.Context, key string, r api.ChainCheckRequest) (out api.Started, err error) {
+	return out, c.start(ctx, "/incremental/check", key, r, &out)
 }
 
 // MergeChain starts a job that makes a point the oldest of its chain.
-func (c *Client) MergeChain(ctx context.Context, key string, r api.ChainMergeRequest) (api.ChainStarted, error) {
-	return c.work(ctx, "/incremental/merge", key, r)
+func (c *Client) MergeChain(ctx context.Context, key string, r api.ChainMergeRequest) (out api.Started, err error) {
+	return out, c.start(ctx, "/incremental/merge", key, r, &out)
 }
 
 // FlattenChain starts a job that writes disks at a point as images of their own.
-func (c *Client) FlattenChain(ctx context.Context, key string, r api.ChainFlattenRequest) (api.ChainStarted, error) {
-	return c.work(ctx, "/incremental/flatten", key, r)
+func (c *Client) FlattenChain(ctx context.Context, key string, r api.ChainFlattenRequest) (out api.Started, err error) {
+	return out, c.start(ctx, "/incremental/flatten", key, r, &out)
 }
 
 // DeletePoint starts a job that gives up a point of a chain.
-func (c *Client) DeletePoint(ctx context.Context, key string, r api.ChainDeleteRequest) (api.ChainStarted, error) {
-	return c.work(ctx, "/incremental/delete", key, r)
+func (c *Client) DeletePoint(ctx context.Context, key string, r api.ChainDeleteRequest) (out api.Started, err error) {
+	return out, c.start(ctx, "/incremental/delete", key, r, &out)
 }
 
 // Chain tells what a chain is made of.
@@ -39,21 +38,4 @@ func (c *Client) Chain(ctx context.Context, r api.ChainListRequest) (out api.Cha
 // server waits, it is still running, and [Client.Operation] has the analysis later.
 func (c *Client) AnalyzeIncremental(ctx context.Context, r api.AnalyzeRequest) (out api.Analyzed, err error) {
 	return out, c.call(ctx, http.MethodPost, "/incremental/analyze", nil, r, &out)
-}
-
-func (c *Client) work(ctx context.Context, path, key string, r any) (out api.ChainStarted, err error) {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return out, err
-	}
-	h := http.Header{"Content-Type": {"application/json"}}
-	if key != "" {
-		h.Set("Idempotency-Key", key)
-	}
-	answer, err := c.send(ctx, http.MethodPost, path, nil, h, body)
-	if err != nil {
-		return out, err
-	}
-	defer answer.Body.Close()
-	return out, decode(answer, &out)
 }

@@ -98,8 +98,21 @@ func IsNotFound(err error) bool {
 // call sends a request with an optional body and reads the answer into out. What the server refuses is
 // an *api.Error.
 func (c *Client) call(ctx context.Context, method, path string, query url.Values, in, out any) error {
-	var body []byte
+	return c.exchange(ctx, method, path, query, http.Header{}, in, out)
+}
+
+// start asks for a job to be started. The same request under the same key, if it is not empty, is started
+// once.
+func (c *Client) start(ctx context.Context, path, key string, in, out any) error {
 	header := http.Header{}
+	if key != "" {
+		header.Set("Idempotency-Key", key)
+	}
+	return c.exchange(ctx, http.MethodPost, path, nil, header, in, out)
+}
+
+func (c *Client) exchange(ctx context.Context, method, path string, query url.Values, header http.Header, in, out any) error {
+	var body []byte
 	if in != nil {
 		var err error
 		if body, err = json.Marshal(in); err != nil {

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"net/url"
 
@@ -12,20 +11,7 @@ import (
 // Convert starts a conversion of disk images. The same request under the same key, if it is not empty, is
 // started once.
 func (c *Client) Convert(ctx context.Context, key string, r api.ConvertRequest) (out api.ConvertStarted, err error) {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return out, err
-	}
-	h := http.Header{"Content-Type": {"application/json"}}
-	if key != "" {
-		h.Set("Idempotency-Key", key)
-	}
-	answer, err := c.send(ctx, http.MethodPost, "/convert/format", nil, h, body)
-	if err != nil {
-		return out, err
-	}
-	defer answer.Body.Close()
-	return out, decode(answer, &out)
+	return out, c.start(ctx, "/convert/format", key, r, &out)
 }
 
 // ConvertStatus is where a conversion stands.

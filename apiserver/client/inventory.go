@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -13,21 +12,8 @@ import (
 
 // Import starts an import of a package. The same request under the same key, if it is not empty, is started
 // once.
-func (c *Client) Import(ctx context.Context, key string, r api.ImportRequest) (out api.ImportStarted, err error) {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return out, err
-	}
-	h := http.Header{"Content-Type": {"application/json"}}
-	if key != "" {
-		h.Set("Idempotency-Key", key)
-	}
-	answer, err := c.send(ctx, http.MethodPost, "/vms/import", nil, h, body)
-	if err != nil {
-		return out, err
-	}
-	defer answer.Body.Close()
-	return out, decode(answer, &out)
+func (c *Client) Import(ctx context.Context, key string, r api.ImportRequest) (out api.Started, err error) {
+	return out, c.start(ctx, "/vms/import", key, r, &out)
 }
 
 // Places narrow a list of the infrastructure.

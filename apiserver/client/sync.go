@@ -2,28 +2,14 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 
 	"hypersdk/apiserver/api"
 )
 
 // Sync starts a warm copy. The same request under the same key, if it is not empty, is started once.
-func (c *Client) Sync(ctx context.Context, key string, r api.SyncRequest) (out api.SyncStarted, err error) {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return out, err
-	}
-	h := http.Header{"Content-Type": {"application/json"}}
-	if key != "" {
-		h.Set("Idempotency-Key", key)
-	}
-	answer, err := c.send(ctx, http.MethodPost, "/sync/submit", nil, h, body)
-	if err != nil {
-		return out, err
-	}
-	defer answer.Body.Close()
-	return out, decode(answer, &out)
+func (c *Client) Sync(ctx context.Context, key string, r api.SyncRequest) (out api.Started, err error) {
+	return out, c.start(ctx, "/sync/submit", key, r, &out)
 }
 
 // Cutover asks a warm copy for its cutover.

@@ -97,8 +97,8 @@ func newChain(t *testing.T, size int64, points int) (l *lab, dir string, truth [
 }
 
 // began answers the id of a job that was accepted.
-func began(t *testing.T) func(api.ChainStarted, error) string {
-	return func(s api.ChainStarted, err error) string {
+func began(t *testing.T) func(api.Started, error) string {
+	return func(s api.Started, err error) string {
 		t.Helper()
 		require.NoError(t, err)
 		return s.JobID

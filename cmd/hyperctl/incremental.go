@@ -235,7 +235,7 @@ type chainJob struct {
 }
 
 // chainCommand is a command that starts a job on a chain; question, if it is not empty, is asked before.
-func (a *app) chainCommand(c *cobra.Command, v *chainJob, question string, send func(context.Context) (api.ChainStarted, error)) *cobra.Command {
+func (a *app) chainCommand(c *cobra.Command, v *chainJob, question string, send func(context.Context) (api.Started, error)) *cobra.Command {
 	c.Args = exactly(1, "the folder of a chain")
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		if v.place.Path, err = absolute(args[0]); err != nil {
@@ -320,7 +320,7 @@ func (a *app) chainCheckCommand() *cobra.Command {
 are sound, too (tables), or that all that is stored has its digests (data). What is missing or damaged is
 named. Where something is, the job has failed: with --follow the exit code is 4.`,
 		Example: "  hyperctl incremental check /backups/web-01 --depth data --follow",
-	}, &v, "", func(ctx context.Context) (api.ChainStarted, error) {
+	}, &v, "", func(ctx context.Context) (api.Started, error) {
 		return a.client.CheckChain(ctx, v.key, api.ChainCheckRequest{ChainPlace: v.place, Depth: depth, LimitMBps: v.limit})
 	}), &v)
 	c.Flags().StringVar(&depth, "depth", job.CheckDepthLinks, "links, tables or data")
@@ -336,7 +336,7 @@ func (a *app) chainMergeCommand() *cobra.Command {
 		Long: `Makes a point the oldest of a chain: its deltas and its base become one full file, and the points before it
 are given up. That needs room for one more base. The chain is whole before, during and after.`,
 		Example: "  hyperctl incremental merge /backups/web-01 --up-to 7 --follow",
-	}, &v, "Give up the older points of the chain in %s?", func(ctx context.Context) (api.ChainStarted, error) {
+	}, &v, "Give up the older points of the chain in %s?", func(ctx context.Context) (api.Started, error) {
 		return a.client.MergeChain(ctx, v.key, api.ChainMergeRequest{ChainPlace: v.place, UpTo: upTo, LimitMBps: v.limit})
 	}), &v)
 	c.Flags().Int64Var(&upTo, "up-to", 0, "the point that becomes the oldest (required)")
@@ -359,7 +359,7 @@ func (a *app) chainFlattenCommand() *cobra.Command {
 when it is whole and was compared with the digest of the point.`,
 		Example: `  hyperctl incremental flatten /backups/web-01 -O vmdk -o /restored/
   hyperctl incremental flatten /backups/web-01 --point 3 --disk 2000 -O raw -o /restored/web-01.img --follow`,
-	}, &v, "", func(ctx context.Context) (api.ChainStarted, error) {
+	}, &v, "", func(ctx context.Context) (api.Started, error) {
 		r.ChainPlace, r.LimitMBps = v.place, v.limit
 		return a.client.FlattenChain(ctx, v.key, r)
 	}), &v)
@@ -394,7 +394,7 @@ func (a *app) chainDeleteCommand() *cobra.Command {
 		Long: `Deletes a point that no other builds upon: the newest, or one whose successor holds all disks in full. For
 others, merge up to the point after them instead.`,
 		Example: "  hyperctl incremental delete /backups/web-01 --point 9 --yes --follow",
-	}, &v, "Delete a point of the chain in %s?", func(ctx context.Context) (api.ChainStarted, error) {
+	}, &v, "Delete a point of the chain in %s?", func(ctx context.Context) (api.Started, error) {
 		return a.client.DeletePoint(ctx, v.key, api.ChainDeleteRequest{ChainPlace: v.place, Point: point})
 	})
 	c.Flags().Int64Var(&point, "point", 0, "point to delete (default: the newest)")
