@@ -10,7 +10,6 @@ import (
 
 	"hypersdk/cbt"
 	"hypersdk/formats"
-	"hypersdk/providers"
 	"hypersdk/workflows/job"
 )
 
@@ -26,16 +25,8 @@ import (
 //
 // A question that failed is no answer: it is asked again.
 func (a *appending) find(ctx context.Context, m cbt.Manifest) error {
-	newest := m.Newest()
 	return a.each(ctx, func(ctx context.Context, d *pointDisk) error {
-		var old *cbt.Disk
-		if newest != nil {
-			for i := range newest.Disks {
-				if newest.Disks[i].Disk == string(d.in.Disk) {
-					old = &newest.Disks[i]
-				}
-			}
-		}
+		old := newestOf(m, d.in.Disk)
 		d.changes, d.why, d.said = nil, "", said{}
 		switch {
 		case old == nil:
@@ -44,13 +35,19 @@ func (a *appending) find(ctx context.Context, m cbt.Manifest) error {
 			d.why = "it was asked for"
 			return nil
 		}
-		why, err := a.ask(ctx, d, old)
+		got, err := seek(ctx, a.tracker, d.ref, d.in, *old)
+		if err != nil {
+			return err
+		}
+		d.changes, d.why = got.changes, got.full
 		var full *cbt.FullError
 		switch {
-		case err == nil && why != "":
-			d.said.Note = "compared with the chain: " + why
+		case got.untracked != "":
+			d.said.Note = "compared with the chain: " + got.untracked
 			err = a.compare(ctx, d)
-		case err == nil && d.changes != nil && a.in.Audit:
+		case got.full != "":
+			d.log.Warn("the disk is copied in full", "why", got.full)
+		case a.in.Audit:
 			err = a.audit(ctx, d)
 		}
 		if errors.As(err, &full) {
@@ -59,43 +56,6 @@ func (a *appending) find(ctx context.Context, m cbt.Manifest) error {
 		}
 		return err
 	})
-}
-
-// ask asks the tracker what changed. Where nobody can tell, although nothing is wrong, it answers why not.
-func (a *appending) ask(ctx context.Context, d *pointDisk, old *cbt.Disk) (untracked string, err error) {
-	switch {
-	case a.tracker == nil:
-		return "the platform does not track changes", nil
-	case d.in.ChangeID == "":
-		return "its changes are not tracked", nil
-	case old.ChangeID == "":
-		return "its changes were not tracked yet at the newest point", nil
-	case old.Size != d.in.Size:
-		d.why = fmt.Sprintf("the disk was resized from %d to %d bytes", old.Size, d.in.Size)
-		return "", nil
-	}
-	c, err := a.tracker.Changes(ctx, d.ref, old.ChangeID)
-	switch {
-	case errors.Is(err, providers.TrackingLost):
-		d.why = "its changes cannot be told: " + clip(sentenceOf(err), 600)
-		d.log.Warn("changes are lost, so that the disk is copied in full", "error", err)
-		return "", nil
-	case errors.Is(err, providers.Unsupported):
-		return "the platform does not track its changes", nil
-	case err != nil:
-		return "", err
-	}
-	d.changes = &c
-	return "", nil
-}
-
-// sentenceOf is what an error of a provider says to people.
-func sentenceOf(err error) string {
-	var e *providers.Error
-	if errors.As(err, &e) && e.Msg != "" {
-		return e.Msg
-	}
-	return err.Error()
 }
 
 // compare reads the disk and compares it with the newest point of the chain.

@@ -105,7 +105,9 @@ type MeasureRequest struct {
 	// Snapshot is what the changes are asked up to; "": the VM is not tracked, and Why says why.
 	Snapshot providers.SnapshotID `json:"snapshot,omitempty"`
 	Why      string               `json:"why,omitempty"`
-	Target   *Target              `json:"target,omitempty"` // the chain; nil: there is none
+	// Points are where the tracking of its disks stood then; one that is not tracked has none.
+	Points map[providers.DiskID]cbt.Point `json:"points,omitempty"`
+	Target *Target                        `json:"target,omitempty"` // the chain; nil: there is none
 }
 
 // Measured is what an incremental copy would read.

@@ -115,37 +115,23 @@ func (m *measure) disk(ctx context.Context, d providers.Disk, a *job.AnalyzedDis
 	case !errors.Is(err, providers.TrackingLost) && !errors.Is(err, providers.Unsupported):
 		return n, err
 	}
-	since, ok := m.since(d)
-	if !ok {
+	if m.chain == nil {
+		return n, nil
+	}
+	old := newestOf(m.chain.Manifest(), d.ID)
+	if old == nil {
 		return n, nil // the chain says why
 	}
-	changes, err := m.tracker.Changes(ctx, ref, since)
+	got, err := seek(ctx, m.tracker, ref, AppendDisk{Disk: d.ID, Label: d.Label, Size: d.Size, ChangeID: m.in.Points[d.ID]}, *old)
 	switch {
-	case errors.Is(err, providers.TrackingLost) || errors.Is(err, providers.Unsupported):
-		n.Why = clip(err.Error(), 300)
 	case err != nil:
 		return n, err
+	case got.untracked != "":
+		n.Changes, a.Reason = &cbt.Changes{By: cbt.Compared}, got.untracked
+	case got.full != "":
+		n.Why = clip(got.full, 300)
 	default:
-		n.ChangeID, n.Changes = changes.To, &changes
+		n.ChangeID, n.Changes = got.changes.To, got.changes
 	}
 	return n, nil
-}
-
-// since is where the tracking of a disk stood at the newest point of the chain; false where nothing can be
-// asked since then.
-func (m *measure) since(d providers.Disk) (cbt.Point, bool) {
-	if m.chain == nil {
-		return "", false
-	}
-	manifest := m.chain.Manifest()
-	newest := manifest.Newest()
-	if newest == nil {
-		return "", false
-	}
-	for _, old := range newest.Disks {
-		if old.Disk == string(d.ID) {
-			return old.ChangeID, old.ChangeID != ""
-		}
-	}
-	return "", false
 }

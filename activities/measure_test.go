@@ -57,6 +57,9 @@ func TestMeasure(t *testing.T) {
 	ask := func(in MeasureRequest) job.AnalyzedDisk {
 		t.Helper()
 		in.Touch = Touch{Job: "o1", VM: "vm-42"}
+		if in.Snapshot != "" && in.Points == nil {
+			in.Points = map[providers.DiskID]cbt.Point{"2000": "c/4"}
+		}
 		out, err := call(b, b.control.Measure, in)
 		require.NoError(t, err)
 		require.Len(t, out.Disks, 1)
@@ -77,6 +80,11 @@ func TestMeasure(t *testing.T) {
 	require.Equal(t, job.AnalyzedDisk{Disk: "2000", Label: "Hard disk 1", Size: 6 * mib, By: cbt.Compared, ChangedBytes: 6 * mib,
 		Reason: "the changes of web-01 are not tracked"}, d, "read in full, and compared")
 
+	d = ask(MeasureRequest{Snapshot: "s1", Target: &here, Points: map[providers.DiskID]cbt.Point{}})
+	require.Equal(t, cbt.Compared, d.By, "a disk that is not tracked, of a VM that is, is compared as its export does")
+	require.Contains(t, d.Reason, "not tracked")
+	require.EqualValues(t, 6*mib, d.ChangedBytes)
+
 	delete(w.changed, "c/3")
 	d = ask(MeasureRequest{Snapshot: "s1", Target: &here})
 	require.False(t, d.CanIncremental)
@@ -92,6 +100,7 @@ func TestMeasure(t *testing.T) {
 
 	b.platform.vm.Disks[0].Mode, w.changed = "", nil
 	w.fail = &providers.Error{Op: "fake: changes", Reason: providers.Denied, Msg: "no privilege"}
-	_, err := call(b, b.control.Measure, MeasureRequest{Touch: Touch{Job: "o1", VM: "vm-42"}, Snapshot: "s1", Target: &here})
+	_, err := call(b, b.control.Measure, MeasureRequest{Touch: Touch{Job: "o1", VM: "vm-42"}, Snapshot: "s1", Target: &here,
+		Points: map[providers.DiskID]cbt.Point{"2000": "c/4"}})
 	require.Equal(t, string(providers.Denied), failure(t, err).Type())
 }

@@ -4,6 +4,7 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"hypersdk/activities"
+	"hypersdk/cbt"
 	"hypersdk/providers"
 	"hypersdk/workflows/job"
 )
@@ -135,7 +136,12 @@ func (a *analysis) measure(ctx workflow.Context) (m activities.Measured, err err
 		if err != nil {
 			return m, err
 		}
-		req.Snapshot = snap.ID
+		req.Snapshot, req.Points = snap.ID, map[providers.DiskID]cbt.Point{}
+		for _, d := range snap.Disks {
+			if d.ChangeID != "" {
+				req.Points[d.ID] = d.ChangeID
+			}
+		}
 	}
 	ctx = operating(ctx, lengthy)
 	if a.chain != nil {
