@@ -261,21 +261,24 @@ func (f *folder) held(files []string) (n int64) {
 func (c *Control) Snapshot(ctx context.Context, in SnapshotRequest) (providers.Snapshot, error) {
 	c.places.take(in.Job)
 	return step(ctx, c.Site, in.Job, SnapshotActivity, func(ctx context.Context, log *slog.Logger) (providers.Snapshot, error) {
-		_, src, err := open[providers.Snapshotter](ctx, c.Site, in.Connection)
-		if err != nil {
-			return providers.Snapshot{}, err
-		}
-		began := time.Now()
-		s, err := src.Snapshot(ctx, in.VM, providers.SnapshotOptions{
-			Key: in.Key, Quiesce: in.Quiesce, Description: "taken to export the VM; removed when the export ends",
-		})
-		if err != nil {
-			return s, err
-		}
-		log.Info("snapshot taken", "snapshot", s.ID, "took", time.Since(began).Round(time.Millisecond).String())
-		s.Description = ""
-		return s, nil
+		return c.takeSnapshot(ctx, in, "taken to export the VM; removed when the export ends", log)
 	})
+}
+
+// takeSnapshot takes a snapshot, or finds the one with its key.
+func (s *Site) takeSnapshot(ctx context.Context, in SnapshotRequest, description string, log *slog.Logger) (providers.Snapshot, error) {
+	_, src, err := open[providers.Snapshotter](ctx, s, in.Connection)
+	if err != nil {
+		return providers.Snapshot{}, err
+	}
+	began := time.Now()
+	snap, err := src.Snapshot(ctx, in.VM, providers.SnapshotOptions{Key: in.Key, Quiesce: in.Quiesce, Description: description})
+	if err != nil {
+		return snap, err
+	}
+	log.Info("snapshot taken", "snapshot", snap.ID, "took", time.Since(began).Round(time.Millisecond).String())
+	snap.Description = ""
+	return snap, nil
 }
 
 // DropSnapshot removes the job's snapshot; one that is not there is removed.

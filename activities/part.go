@@ -51,13 +51,20 @@ type identity struct {
 	Chain  *ChainSource `json:",omitempty"`
 }
 
+func (s *Site) newPart(f *folder, job, name string) *part {
+	return &part{
+		folder: f, job: job, host: s.Host, name: name, advanced: func() {},
+		source: func() error { return nil }, confirm: func(context.Context) error { return nil },
+	}
+}
+
 // openPart opens the hidden file of a disk, or begins it, in a folder that the job has claimed.
 func (s *Site) openPart(in TransferRequest) (_ *part, err error) {
 	f, err := s.openFolder(in.Target, false)
 	if err != nil {
 		return nil, err
 	}
-	p := &part{folder: f, job: in.Job, host: s.Host, name: in.File, advanced: func() {}, source: func() error { return nil }, confirm: func(context.Context) error { return nil }}
+	p := s.newPart(f, in.Job, in.File)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())

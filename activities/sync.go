@@ -30,20 +30,8 @@ func (c *Control) NextSnapshot(ctx context.Context, in NextSnapshotRequest) (pro
 		if err := c.changeRecord(in.Job, func(r *record) { r.SnapshotKey = in.Key }); err != nil {
 			return providers.Snapshot{}, err
 		}
-		_, src, err := open[providers.Snapshotter](ctx, c.Site, in.Connection)
-		if err != nil {
-			return providers.Snapshot{}, err
-		}
-		began := time.Now()
-		s, err := src.Snapshot(ctx, in.VM, providers.SnapshotOptions{
-			Key: in.Key, Quiesce: in.Quiesce, Description: "taken to copy the VM while it runs; removed with the next round of the copy",
-		})
-		if err != nil {
-			return s, err
-		}
-		log.Info("snapshot taken", "snapshot", s.ID, "took", time.Since(began).Round(time.Millisecond).String())
-		s.Description = ""
-		return s, nil
+		return c.takeSnapshot(ctx, SnapshotRequest{Job: in.Job, Connection: in.Connection, VM: in.VM, Key: in.Key, Quiesce: in.Quiesce},
+			"taken to copy the VM while it runs; removed with the next round of the copy", log)
 	})
 }
 

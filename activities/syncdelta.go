@@ -72,10 +72,7 @@ func (s *syncing) openRound(f *folder) (_ *part, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &part{
-		folder: own, job: s.in.Job, host: s.Host, name: s.in.File, advanced: func() {},
-		source: func() error { return nil }, confirm: func(context.Context) error { return nil },
-	}
+	p := s.newPart(own, s.in.Job, s.in.File)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())

@@ -163,23 +163,14 @@ func (c *conversion) verify(ctx workflow.Context) error {
 		return nil
 	}
 	c.begin(ctx, job.Verify, "reading the targets again to compare them with what was read", c.lines())
-	sums := make([]activities.Verified, len(c.disks))
-	err := c.each(ctx, len(c.disks), c.label, func(ctx workflow.Context, i int) workflow.Future {
+	sums, err := c.verifyEach(ctx, len(c.disks), c.label, func(i int) activities.VerifyRequest {
 		d := c.disks[i]
-		return workflow.ExecuteActivity(ctx, activities.VerifyActivity, activities.VerifyRequest{
+		return activities.VerifyRequest{
 			Job: c.id, Disk: d.id(), Label: d.Label, Size: d.Size, Target: d.Target, File: d.Target.Alone,
 			Digest: c.done[i].Digest, Workers: c.spec.Workers, Limits: c.limits,
-		})
-	}, func(ctx workflow.Context, i int, f workflow.Future) error {
-		if err := f.Get(ctx, &sums[i]); err != nil {
-			return err
 		}
-		c.verified(i)
-		return nil
 	})
-	if err == nil {
-		c.sums = sums
-	}
+	c.sums = sums
 	return err
 }
 

@@ -167,23 +167,14 @@ func (w *warm) verify(ctx workflow.Context) error {
 		return nil
 	}
 	w.begin(ctx, job.Verify, "reading the targets again to compare them with what was received", w.lines())
-	sums := make([]activities.Verified, len(w.plan.Disks))
-	err := w.each(ctx, len(sums), w.label, func(ctx workflow.Context, i int) workflow.Future {
+	sums, err := w.verifyEach(ctx, len(w.plan.Disks), w.label, func(i int) activities.VerifyRequest {
 		d := w.plan.Disks[i]
-		return workflow.ExecuteActivity(ctx, activities.VerifyActivity, activities.VerifyRequest{
+		return activities.VerifyRequest{
 			Job: w.id, Disk: string(d.Disk.ID), Label: d.Disk.Label, Size: d.Disk.Size, Target: w.plan.Target, File: d.File,
 			Digest: w.done[i].Digest, Workers: w.spec.Parallel, Limits: w.limits,
-		})
-	}, func(ctx workflow.Context, i int, f workflow.Future) error {
-		if err := f.Get(ctx, &sums[i]); err != nil {
-			return err
 		}
-		w.verified(i)
-		return nil
 	})
-	if err == nil {
-		w.sums = sums
-	}
+	w.sums = sums
 	return err
 }
 

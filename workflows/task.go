@@ -166,6 +166,24 @@ func (t *task) each(ctx workflow.Context, n int, label func(int) string,
 	return first
 }
 
+// verifyEach reads n disks of the target again, all at once; request says of one what is to be read.
+func (t *task) verifyEach(ctx workflow.Context, n int, label func(int) string, request func(int) activities.VerifyRequest) ([]activities.Verified, error) {
+	sums := make([]activities.Verified, n)
+	err := t.each(ctx, n, label, func(ctx workflow.Context, i int) workflow.Future {
+		return workflow.ExecuteActivity(ctx, activities.VerifyActivity, request(i))
+	}, func(ctx workflow.Context, i int, f workflow.Future) error {
+		if err := f.Get(ctx, &sums[i]); err != nil {
+			return err
+		}
+		t.verified(i)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return sums, nil
+}
+
 // named is err with the disk that it is about.
 func named(label string, err error) error {
 	if hostLost(err) {

@@ -76,16 +76,7 @@ func (a *app) convert(c *cobra.Command, v *conversion, images []string) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case !a.json:
-		a.printf("%s\n", clean(out.ConversionID))
-	case !v.follow:
-		return a.printJSON(out)
-	}
-	if v.follow {
-		return a.watch(c.Context(), []string{out.ConversionID}, 0)
-	}
-	return nil
+	return a.started(c.Context(), out, out.ConversionID, v.follow)
 }
 
 // request is what the flags come to.

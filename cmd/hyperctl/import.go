@@ -63,16 +63,7 @@ func (a *app) importPackage(c *cobra.Command, v *importing, file string) (err er
 	if err != nil {
 		return err
 	}
-	switch {
-	case !a.json:
-		a.printf("%s\n", clean(out.JobID))
-	case !v.follow:
-		return a.printJSON(out)
-	}
-	if v.follow {
-		return a.watch(c.Context(), []string{out.JobID}, 0)
-	}
-	return nil
+	return a.started(c.Context(), out, out.JobID, v.follow)
 }
 
 // mapping reads SRC=DST.

@@ -248,17 +248,8 @@ func (a *app) chainCommand(c *cobra.Command, v *chainJob, question string, send 
 		if err != nil {
 			return err
 		}
-		switch {
-		case !a.json:
-			a.printf("%s\n", clean(out.JobID))
-		case !v.follow:
-			return a.printJSON(out)
-		}
-		if !v.follow {
-			return nil
-		}
-		err = a.watch(c.Context(), []string{out.JobID}, 0)
-		if !a.json && c.Context().Err() == nil {
+		err = a.started(c.Context(), out, out.JobID, v.follow)
+		if v.follow && !a.json && c.Context().Err() == nil {
 			a.printFindings(c.Context(), out.JobID)
 		}
 		return err

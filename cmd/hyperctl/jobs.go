@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -392,4 +393,19 @@ func because(what, why string) string {
 		return what
 	}
 	return what + " (" + why + ")"
+}
+
+// started tells of a job that was started, and follows it to its end where that is wanted: then its answer
+// is what is seen of it.
+func (a *app) started(ctx context.Context, answer any, id string, follow bool) error {
+	switch {
+	case !a.json:
+		a.printf("%s\n", clean(id))
+	case !follow:
+		return a.printJSON(answer)
+	}
+	if !follow {
+		return nil
+	}
+	return a.watch(ctx, []string{id}, 0)
 }

@@ -117,16 +117,7 @@ func (a *app) syncStart(c *cobra.Command, s *syncing, vm string) (err error) {
 	if err != nil {
 		return err
 	}
-	switch {
-	case !a.json:
-		a.printf("%s\n", clean(out.JobID))
-	case !s.follow:
-		return a.printJSON(out)
-	}
-	if s.follow {
-		return a.watch(c.Context(), []string{out.JobID}, 0)
-	}
-	return nil
+	return a.started(c.Context(), out, out.JobID, s.follow)
 }
 
 func (a *app) syncCutoverCommand() *cobra.Command {
