@@ -98,7 +98,7 @@ func (th *throttle) set(l job.Limits) {
 }
 
 // wait lets n bytes through when the limits allow it, at once when stop is closed: who is to end must
-// be able to. It notes why on the meter.
+// be able to. Of 0 bytes, work that uses no link, only a pause is the limit. It notes why on the meter.
 func (th *throttle) wait(ctx context.Context, stop <-chan struct{}, m *meter, n int64) error {
 	for {
 		why, pause, changed := th.take(n)
@@ -127,7 +127,7 @@ func (th *throttle) take(n int64) (why string, pause time.Duration, changed <-ch
 	if th.limits.Paused {
 		return paused, 0, th.changed
 	}
-	if th.limits.MBps <= 0 {
+	if th.limits.MBps <= 0 || n == 0 {
 		return "", 0, nil
 	}
 	now := time.Now()

@@ -93,6 +93,21 @@ func TestLimitIsLifted(t *testing.T) {
 	})
 }
 
+// What is read back from the own file system has no part in the limit of a link, and is held by a pause alone.
+func TestWorkThatUsesNoLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &ruler{l: job.Limits{MBps: 0.01}}
+		ts := newThrottles(r.ask, time.Second)
+		th, leave := ts.join("job-1", r.l)
+		defer leave()
+		m := newMeter(job.DiskProgress{})
+		require.NoError(t, th.wait(t.Context(), nil, m, 2*mib), "the link is busy for minutes now")
+		began := time.Now()
+		require.NoError(t, th.wait(t.Context(), nil, m, 0))
+		require.Zero(t, time.Since(began))
+	})
+}
+
 func TestPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &ruler{l: job.Limits{Paused: true}}

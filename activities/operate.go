@@ -255,7 +255,6 @@ func (c *Control) TakeSnapshot(ctx context.Context, in TakeSnapshotRequest) (pro
 		if err == nil {
 			log.Info("snapshot taken", "vm", in.VM, "snapshot", s.ID)
 		}
-		s.Disks = nil
 		return s, err
 	})
 }

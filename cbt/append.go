@@ -386,11 +386,21 @@ func (a *Append) copy(ctx context.Context, n *newDisk, src formats.Source, opt f
 		n.got = &received{Image: src.(formats.Image)}
 		src = n.got
 	}
-	res, err := p.copy(ctx, src, opt)
+	b, err := a.below(ctx, n)
+	if err != nil {
+		return formats.Result{}, nil, err
+	}
+	defer b.close()
+	sums := &redigest{now: p.digests, workers: opt.Workers, pace: opt.Pace, below: b}
+	var res formats.Result
+	err = sums.during(ctx, func(ctx context.Context) error {
+		res, err = p.copy(ctx, src, opt)
+		return err
+	})
 	if err != nil {
 		return res, nil, err
 	}
-	digest, err := a.digest(ctx, n, p, opt)
+	digest, err := a.digest(ctx, sums, p)
 	if err != nil {
 		return res, nil, err
 	}
@@ -442,19 +452,13 @@ func (a *Append) inherit(n *newDisk, d *formats.Digests) error {
 // digest completes the index of the new point, and answers the content digest. Blocks of which the copy
 // has not seen all are read back: of a delta those that lie partly in the file below, which must still be
 // what they were.
-func (a *Append) digest(ctx context.Context, n *newDisk, p *part, opt formats.CopyOptions) (formats.Digest, error) {
-	b, err := a.below(ctx, n)
-	if err != nil {
-		return formats.Digest{}, err
+func (a *Append) digest(ctx context.Context, sums *redigest, p *part) (d formats.Digest, err error) {
+	if sums.img, err = a.c.stack(ctx, sums.links, p.image.File); err != nil {
+		return d, err
 	}
-	defer b.close()
-	r := redigest{now: p.digests, workers: opt.Workers, pace: opt.Pace, below: b}
-	if r.img, err = a.c.stack(ctx, b.links, p.image.File); err != nil {
-		return formats.Digest{}, err
-	}
-	defer r.img.Close()
-	if err := r.run(ctx); err != nil {
-		return formats.Digest{}, err
+	defer sums.img.Close()
+	if err := sums.run(ctx); err != nil {
+		return d, err
 	}
 	return p.digests.Seal()
 }

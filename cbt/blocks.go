@@ -110,131 +110,33 @@ func blocksOf(s Set, size int64) iter.Seq[int64] {
 
 var zeroSum = sync.OnceValue(func() formats.Sum { return sha256.Sum256(make([]byte, formats.BlockSize)) })
 
-// sumOf reads and sums n bytes at off, and says how many it read: what is known to be zeros is not.
-func sumOf(ctx context.Context, img formats.Image, off int64, b []byte) (s formats.Sum, read int64, err error) {
+// load fills b with what img has at off, and says how many bytes it read: what is known to be zeros is not.
+func load(ctx context.Context, img formats.Image, off int64, b []byte) (read int64, err error) {
 	for e, err := range formats.Merged(img.Extents(ctx, off, int64(len(b)))) {
 		if err != nil {
-			return s, 0, err
+			return 0, err
 		}
 		if e.Kind == formats.Zero {
 			clear(b[e.Off-off:][:e.Len])
 			continue
 		}
 		if err := readFull(img, b[e.Off-off:][:e.Len], e.Off); err != nil {
-			return s, 0, err
+			return 0, err
 		}
 		read += e.Len
+	}
+	return read, nil
+}
+
+// sumOf loads and sums len(b) bytes at off, and says how many it read.
+func sumOf(ctx context.Context, img formats.Image, off int64, b []byte) (s formats.Sum, read int64, err error) {
+	if read, err = load(ctx, img, off, b); err != nil {
+		return s, 0, err
 	}
 	if read == 0 && len(b) == formats.BlockSize {
 		return zeroSum(), 0, nil
 	}
 	return sha256.Sum256(b), read, nil
-}
-
-// redigest sums the blocks that an index lacks, from an image.
-type redigest struct {
-	img     formats.Image
-	now     *formats.Digests
-	workers int // 0: one a core
-	pace    func(ctx context.Context, n int64) error
-
-	below // of a delta
-}
-
-func (r *redigest) run(ctx context.Context) error {
-	return eachBlock(ctx, r.workers, r.missing(), r.block)
-}
-
-// missing yields the blocks that have no sum.
-func (r *redigest) missing() iter.Seq2[int64, error] {
-	return func(yield func(int64, error) bool) {
-		for i := range r.now.Blocks() {
-			if _, ok, err := r.now.Sum(i); (err != nil || !ok) && !yield(i, err) {
-				return
-			}
-		}
-	}
-}
-
-func (r *redigest) block(ctx context.Context, i int64, buf []byte) error {
-	off, n := i*formats.BlockSize, r.now.BlockLen(i)
-	if r.pace != nil {
-		if err := r.pace(ctx, n); err != nil {
-			return err
-		}
-	}
-	if err := r.prove(ctx, i, buf); err != nil {
-		return err
-	}
-	if r.keeps(i) && r.index.BlockLen(i) == n {
-		// It is in buf as it was, and has been proved: only what changed is read anew.
-		for c := range r.ranges.within(off, off+n) {
-			if err := readFull(r.img, buf[c.Off-off:][:c.Len], c.Off); err != nil {
-				return err
-			}
-		}
-		return r.now.Put(i, sha256.Sum256(buf[:n]))
-	}
-	s, _, err := sumOf(ctx, r.img, off, buf[:n])
-	if err != nil {
-		return err
-	}
-	return r.now.Put(i, s)
-}
-
-// below is the disk that a delta builds upon. What is taken from it unchanged is compared with its sum
-// first: damage is to be found, not digested. The zero value is that of a full copy: nothing is below.
-type below struct {
-	links  []link
-	disk   formats.Image // nil: nothing is below
-	index  *formats.Digests
-	ranges Set   // that changed since
-	size   int64 // of the disk now
-
-	closeIndex func() error
-}
-
-// below opens what a new file of a disk builds upon.
-func (a *Append) below(ctx context.Context, n *newDisk) (b below, err error) {
-	if n.before == nil {
-		return b, nil
-	}
-	b.ranges, b.size = n.ranges, n.Size
-	number := n.before.point.Number
-	if b.links, err = a.c.m.links(number, n.Disk); err != nil {
-		return b, err
-	}
-	if b.disk, err = a.c.Open(ctx, number, n.Disk); err != nil {
-		return b, err
-	}
-	if b.index, b.closeIndex, err = a.c.openIndex(*n.before); err != nil {
-		return b, errors.Join(err, b.disk.Close())
-	}
-	return b, nil
-}
-
-func (b *below) close() {
-	if b.disk != nil {
-		_, _ = b.disk.Close(), b.closeIndex()
-	}
-}
-
-// keeps says whether anything of a block is still that of the disk below.
-func (b *below) keeps(i int64) bool {
-	off := i * formats.BlockSize
-	return b.disk != nil && i < b.index.Blocks() && !b.ranges.Covers(off, min(formats.BlockSize, b.size-off))
-}
-
-// prove reads a block of the disk below into buf and compares it with its sum, unless nothing of it is left.
-func (b *below) prove(ctx context.Context, i int64, buf []byte) error {
-	if !b.keeps(i) {
-		return nil
-	}
-	k := blockCheck{img: b.disk, index: b.index}
-	if err := k.block(ctx, i, buf); err != nil {
-		return fmt.Errorf("what the delta builds upon is damaged (a check of the chain names the link): %w", err)
-	}
-	return nil
 }
 
 // blockCheck compares blocks of an image with their sums.

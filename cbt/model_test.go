@@ -308,6 +308,7 @@ func (m *model) point() {
 		if err := a.Commit(t.Context()); err != nil {
 			return err
 		}
+		m.crash.armed = false // what follows asks, and changes nothing
 		_, err = m.c.Begin(t.Context(), p)
 		require.ErrorIs(t, err, ErrExists, "it is not done twice")
 		for _, plan := range a.Plans() {

@@ -98,8 +98,10 @@ func (a *Append) verify(ctx context.Context, n *newDisk, opt formats.VerifyOptio
 		if !errors.Is(err, formats.ErrCorrupt) || errors.As(err, new(*LinkError)) {
 			return err
 		}
-		if below := b.prove(ctx, i, buf); below != nil {
-			return below
+		if b.keeps(i) {
+			if _, below := b.prove(ctx, i, buf); below != nil {
+				return below
+			}
 		}
 		return own(partName(n.file(a)), err)
 	})

@@ -1,7 +1,6 @@
 package workflows
 
 import (
-	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -115,7 +114,7 @@ func TestMergeIsUndone(t *testing.T) {
 	})
 	t.Run("it is cancelled", func(t *testing.T) {
 		s := chainStage(t)
-		s.hold["merge-chain /b/web-01"] = func(ctx context.Context) error { s.CancelWorkflow(); return untilCancelled(ctx) }
+		s.hold["merge-chain /b/web-01"] = s.cancelling
 		st := s.chain(job.ChainWork{Action: job.MergeChain, UpTo: 3})
 		require.Equal(t, job.Cancelled, st.Status)
 		require.Equal(t, []string{"discard-merge /b/web-01", "leave cancelled", "release " + testID}, s.from("discard-merge"))
@@ -162,8 +161,7 @@ func TestFlattenOfOneDisk(t *testing.T) {
 
 func TestCancelledFlatten(t *testing.T) {
 	s := chainStage(t)
-	s.hold["transfer-disk web-01-disk-3.vmdk"] = untilCancelled
-	s.hold["transfer-disk web-01-disk-1.vmdk"] = func(ctx context.Context) error { s.CancelWorkflow(); return untilCancelled(ctx) }
+	s.beside("transfer-disk web-01-disk-3.vmdk", "transfer-disk web-01-disk-1.vmdk", s.cancelling)
 	st := s.chain(job.ChainWork{Action: job.FlattenChain, TargetFormat: "vmdk", OutputPath: "/r"})
 	require.Equal(t, job.Cancelled, st.Status)
 	require.Equal(t, []string{"discard ", "leave cancelled", "release " + testID}, s.from("discard"))
@@ -265,6 +263,7 @@ func analyses(t *testing.T) analyzing {
 	operations(s.stage)
 	described(s.images, s.by)
 	play(s.stage, activities.MeasureActivity, func(in activities.MeasureRequest) (string, activities.Measured) {
+		require.Equal(t, map[providers.DiskID]cbt.Point{"2000": "52 de/7"}, in.Points, "the second disk is not tracked")
 		return string(in.Snapshot), activities.Measured{Disks: []job.AnalyzedDisk{
 			{Disk: "2000", Label: "Hard disk 1", Size: 4 * gib, AllocatedBytes: 3 * gib, CanIncremental: true, By: cbt.Tracked, ChangedBytes: gib / 4},
 			{Disk: "2001", Label: "Hard disk 2", Size: 2 * gib, AllocatedBytes: gib, ChangedBytes: gib, Reason: "the disk was resized"},
@@ -399,7 +398,7 @@ func TestTheSnapshotOfAnAnalysisGoes(t *testing.T) {
 	})
 	t.Run("it is cancelled", func(t *testing.T) {
 		s := analyses(t)
-		s.hold["measure-increment snapshot-7"] = func(ctx context.Context) error { s.CancelWorkflow(); return untilCancelled(ctx) }
+		s.hold["measure-increment snapshot-7"] = s.cancelling
 		_, err := s.analyze(job.AnalyzeRequest{Output: "/b"})
 		require.True(t, temporal.IsCanceledError(errors.Unwrap(err)) || temporal.IsCanceledError(err), "%v", err)
 		require.Contains(t, s.called(), dropped)

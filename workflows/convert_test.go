@@ -189,8 +189,7 @@ func TestConversionIsUndone(t *testing.T) {
 	gone := []string{"discard ", "leave failed", "release " + testID}
 	t.Run("a disk fails", func(t *testing.T) {
 		s := newImages(t, "h1")
-		s.fail["transfer-disk b.qcow2"] = refused(providers.Precondition, "the source changed while it was converted")
-		s.hold["transfer-disk a.qcow2"] = untilCancelled
+		s.beside("transfer-disk a.qcow2", "transfer-disk b.qcow2", failing(refused(providers.Precondition, "the source changed while it was converted")))
 		s.ExecuteWorkflow(ConvertWorkflow, two())
 		require.Equal(t, job.Failed, s.status().Status)
 		require.Equal(t, "b.raw (b.qcow2): the source changed while it was converted", s.status().Error)
@@ -198,8 +197,7 @@ func TestConversionIsUndone(t *testing.T) {
 	})
 	t.Run("it is cancelled", func(t *testing.T) {
 		s := newImages(t, "h1")
-		s.hold["transfer-disk b.qcow2"] = untilCancelled
-		s.hold["transfer-disk a.qcow2"] = func(ctx context.Context) error { s.CancelWorkflow(); return untilCancelled(ctx) }
+		s.beside("transfer-disk b.qcow2", "transfer-disk a.qcow2", s.cancelling)
 		s.ExecuteWorkflow(ConvertWorkflow, two())
 		require.Equal(t, job.Cancelled, s.status().Status)
 		require.Equal(t, []string{"discard ", "leave cancelled", "release " + testID}, s.from("discard"))
@@ -214,7 +212,7 @@ func TestConversionIsUndone(t *testing.T) {
 	})
 	t.Run("it is cancelled while it waits", func(t *testing.T) {
 		s := newImages(t, "h1")
-		s.hold["settle "] = func(ctx context.Context) error { s.CancelWorkflow(); return untilCancelled(ctx) }
+		s.hold["settle "] = s.cancelling
 		s.ExecuteWorkflow(ConvertWorkflow, two())
 		require.Equal(t, job.Cancelled, s.status().Status)
 		require.Equal(t, []string{"leave cancelled", "release " + testID}, s.from("leave"))

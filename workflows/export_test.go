@@ -127,8 +127,7 @@ func TestExportFails(t *testing.T) {
 
 func TestADiskIsNamedInItsFailure(t *testing.T) {
 	s := newStage(t)
-	s.fail["transfer-disk web-01-disk-2.qcow2"] = refused(providers.NotFound, "the snapshot is gone")
-	s.hold["transfer-disk web-01-disk-1.qcow2"] = untilCancelled
+	s.beside("transfer-disk web-01-disk-1.qcow2", "transfer-disk web-01-disk-2.qcow2", failing(refused(providers.NotFound, "the snapshot is gone")))
 	var stopped []string
 	s.SetOnActivityCanceledListener(func(info *activity.Info) { stopped = append(stopped, info.ActivityType.Name) })
 	s.export(spec())
@@ -167,7 +166,7 @@ func TestExportIsCancelled(t *testing.T) {
 	} {
 		t.Run(c.call, func(t *testing.T) {
 			s := newStage(t)
-			s.hold[c.call] = func(ctx context.Context) error { s.CancelWorkflow(); return untilCancelled(ctx) }
+			s.hold[c.call] = s.cancelling
 			s.export(spec())
 			require.True(t, temporal.IsCanceledError(s.GetWorkflowError()), "%v", s.GetWorkflowError())
 			calls := s.called()
@@ -258,7 +257,7 @@ func TestHostIsLost(t *testing.T) {
 // A host that is away cannot clean up; what can be done without it is done elsewhere.
 func TestHostIsLostAndTheJobCancelled(t *testing.T) {
 	s := newStage(t)
-	s.hold["transfer-disk web-01-disk-1.qcow2"] = func(ctx context.Context) error { s.CancelWorkflow(); return untilCancelled(ctx) }
+	s.hold["transfer-disk web-01-disk-1.qcow2"] = s.cancelling
 	s.once["discard web-01"], s.once["drop-snapshot hypersdk-"+testID], s.once["leave cancelled"] = awayHost(), awayHost(), awayHost()
 	s.export(spec())
 	require.True(t, temporal.IsCanceledError(s.GetWorkflowError()))

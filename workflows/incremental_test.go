@@ -183,7 +183,7 @@ func TestIncrementalExportIsCancelled(t *testing.T) {
 		{"append-point web-01", []string{"drop-snapshot " + key, "discard web-01", "leave cancelled", "release " + testID}},
 	} {
 		s := newPointStage(t, "h1")
-		s.hold[c.call] = func(ctx context.Context) error { s.CancelWorkflow(); return untilCancelled(ctx) }
+		s.hold[c.call] = s.cancelling
 		s.export(incremental())
 		require.True(t, temporal.IsCanceledError(s.GetWorkflowError()), "%v", s.GetWorkflowError())
 		calls := s.called()

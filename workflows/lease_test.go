@@ -90,8 +90,7 @@ func TestExportUnderALease(t *testing.T) {
 func TestExportFallsBackToALease(t *testing.T) {
 	s := newStage(t)
 	s.ways = ways("")
-	s.fail["transfer-disk web-01-disk-2.qcow2"] = elsewhere()
-	s.hold["transfer-disk web-01-disk-1.qcow2"] = untilCancelled
+	s.beside("transfer-disk web-01-disk-1.qcow2", "transfer-disk web-01-disk-2.qcow2", failing(elsewhere()))
 	s.export(spec())
 	require.NoError(t, s.GetWorkflowError())
 	in := s.last[activities.LeaseActivity].(activities.LeaseRequest)

@@ -166,6 +166,7 @@ func (o *operation) snapshot(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
+	s.Disks = nil // the answer is about the snapshot, not about the VM
 	o.out.Snapshot = &s
 	o.say("has the snapshot %s (%s)", s.Name, s.ID)
 	if o.in.Snapshot.Quiesce && !s.Quiesced {

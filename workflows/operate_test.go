@@ -1,7 +1,6 @@
 package workflows
 
 import (
-	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -36,7 +35,8 @@ func operations(s *stage) {
 		return in.Drives[0].ID, struct{}{}
 	})
 	play(s, activities.TakeSnapshotActivity, func(in activities.TakeSnapshotRequest) (string, providers.Snapshot) {
-		return in.Name + " " + in.Key, providers.Snapshot{ID: "snapshot-7", Name: in.Name}
+		return in.Name + " " + in.Key, providers.Snapshot{ID: "snapshot-7", Name: in.Name,
+			Disks: []providers.Disk{{ID: "2000", ChangeID: "52 de/7"}, {ID: "2001"}}}
 	})
 	play(s, activities.DeleteSnapshotActivity, func(in activities.DeleteSnapshotRequest) (string, providers.Snapshot) {
 		return in.Snapshot, providers.Snapshot{ID: "snapshot-7"}
@@ -150,6 +150,9 @@ func TestOperations(t *testing.T) {
 			var out job.Operated
 			require.NoError(t, s.GetWorkflowResult(&out))
 			require.Contains(t, out.Message, c.message)
+			if out.Snapshot != nil {
+				require.Empty(t, out.Snapshot.Disks, "the answer is about the snapshot")
+			}
 		})
 	}
 }
@@ -228,10 +231,7 @@ func TestExportThatChangesItsSource(t *testing.T) {
 // waits for it before it makes sure that the VM runs.
 func TestCancelledWhileTheGuestShutsDown(t *testing.T) {
 	s := operationStage(t)
-	s.hold["shut-down 5m0s"] = func(ctx context.Context) error {
-		s.CancelWorkflow()
-		return untilCancelled(ctx)
-	}
+	s.hold["shut-down 5m0s"] = s.cancelling
 	s.export(sourceSpec(job.Options{Shutdown: true}))
 	require.True(t, temporal.IsCanceledError(s.GetWorkflowError()))
 	require.Equal(t, []string{"shut-down 5m0s", "power poweredOn"}, s.sourceCalls())

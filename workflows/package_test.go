@@ -1,7 +1,6 @@
 package workflows
 
 import (
-	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -116,7 +115,7 @@ func TestPackagingEnds(t *testing.T) {
 		})
 		t.Run(call+" cancelled", func(t *testing.T) {
 			s := newPackageStage(t)
-			s.hold[call] = func(ctx context.Context) error { s.CancelWorkflow(); return untilCancelled(ctx) }
+			s.hold[call] = s.cancelling
 			s.export(packageSpec("ova"))
 			require.True(t, temporal.IsCanceledError(s.GetWorkflowError()), "%v", s.GetWorkflowError())
 			after := slices.DeleteFunc(s.from("drop-snapshot"), func(c string) bool {

@@ -202,6 +202,32 @@ func awayHost() error {
 	return temporal.NewTimeoutError(scheduleToStart, nil)
 }
 
+// beside has one call run until it is cancelled, and another, which ends both, end once the first has begun.
+func (s *stage) beside(running, ending string, end func(context.Context) error) {
+	begun := make(chan struct{})
+	begin := sync.OnceFunc(func() { close(begun) })
+	s.hold[running] = func(ctx context.Context) error { begin(); return untilCancelled(ctx) }
+	s.hold[ending] = func(ctx context.Context) error {
+		select {
+		case <-begun:
+			return end(ctx)
+		case <-ctx.Done():
+			return temporal.NewCanceledError()
+		}
+	}
+}
+
+// failing is how a call ends with an error.
+func failing(err error) func(context.Context) error {
+	return func(context.Context) error { return err }
+}
+
+// cancelling is a call during which the job is cancelled.
+func (s *stage) cancelling(ctx context.Context) error {
+	s.CancelWorkflow()
+	return untilCancelled(ctx)
+}
+
 // untilCancelled is an activity that runs until it is told to stop.
 func untilCancelled(ctx context.Context) error {
 	<-ctx.Done()

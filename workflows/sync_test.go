@@ -1,7 +1,6 @@
 package workflows
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -312,7 +311,7 @@ func TestSyncIsCancelled(t *testing.T) {
 			s := newWarmStage(t)
 			s.oneDisk()
 			s.at(15*time.Minute, func() { _ = s.cutover() })
-			s.hold[call] = func(ctx context.Context) error { s.CancelWorkflow(); return untilCancelled(ctx) }
+			s.hold[call] = s.cancelling
 			s.sync(warmSpec())
 			require.True(t, temporal.IsCanceledError(s.GetWorkflowError()), "%v", s.GetWorkflowError())
 			calls := s.called()

@@ -267,10 +267,12 @@ func TestSteeringOfWorkOnAChain(t *testing.T) {
 	_, err = l.api.Pause(ctx, merge)
 	require.NoError(t, err)
 	j := l.until(merge, 10*time.Second, "it is paused", func(j job.Job) bool { return j.Progress.Paused && j.Progress.TransferRateMBps == 0 })
-	pause(t, time.Second)
-	at := l.job(merge).Progress.BytesTransferred
-	pause(t, time.Second)
-	require.Equal(t, at, l.job(merge).Progress.BytesTransferred)
+	var at int64
+	l.eventually(10*time.Second, "no byte moves any more", func() bool {
+		at = l.job(merge).Progress.BytesTransferred
+		pause(t, time.Second)
+		return l.job(merge).Progress.BytesTransferred == at
+	})
 	require.EqualValues(t, 400*mib, j.Progress.TotalBytes, "written, and read again")
 	_, err = l.api.Resume(ctx, merge)
 	require.NoError(t, err)
