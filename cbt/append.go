@@ -381,17 +381,18 @@ func (a *Append) copy(ctx context.Context, n *newDisk, src formats.Source, opt f
 	if err := p.openIndex(func(d *formats.Digests) error { return a.inherit(n, d) }); err != nil {
 		return formats.Result{}, nil, err
 	}
-	n.got = nil
-	if _, packed := src.(formats.PackedReader); !n.full && !packed {
-		n.got = &received{Image: src.(formats.Image)}
-		src = n.got
-	}
 	b, err := a.below(ctx, n)
 	if err != nil {
 		return formats.Result{}, nil, err
 	}
 	defer b.close()
 	sums := &redigest{now: p.digests, workers: opt.Workers, pace: opt.Pace, below: b}
+	n.got = nil
+	if _, packed := src.(formats.PackedReader); !n.full && !packed {
+		sums.coming = newArrivals()
+		n.got = &received{Image: src.(formats.Image), told: sums.arrive}
+		src = n.got
+	}
 	var res formats.Result
 	err = sums.during(ctx, func(ctx context.Context) error {
 		res, err = p.copy(ctx, src, opt)

@@ -64,6 +64,15 @@ func (b *below) kept(i int64) int64 {
 	return n
 }
 
+// changed is how many bytes of a block changed.
+func (b *below) changed(i int64) (n int64) {
+	off := i * formats.BlockSize
+	for r := range b.ranges.within(off, off+b.index.BlockLen(i)) {
+		n += r.Len
+	}
+	return n
+}
+
 // prove reads a block of the disk below into buf and compares it with its sum. It answers the sum of what the
 // block begins with unchanged, which whoever sums the new block goes on with.
 func (b *below) prove(ctx context.Context, i int64, buf []byte) (hash.Hash, error) {
@@ -97,34 +106,44 @@ func (b *below) prove(ctx context.Context, i int64, buf []byte) (hash.Hash, erro
 
 // redigest sums the blocks of a new file that its index lacks.
 type redigest struct {
-	img     formats.Image // the new disk; not needed ahead
 	now     *formats.Digests
 	workers int // 0: one a core
 	pace    func(ctx context.Context, n int64) error
 
 	below // of a delta
 
+	coming *arrivals     // while it is copied; nil: what is copied is not seen
+	img    formats.Image // when it is copied
+
 	mu    sync.Mutex
-	begun map[int64]hash.Hash // of blocks that were proved ahead
+	begun map[int64]hash.Hash // of blocks that were proved during the copy, and not summed
 }
 
-// maxBegun is how many sums are kept of blocks that were proved ahead: 16 MiB of them.
+// maxBegun is how many blocks are worked on during a copy: 16 MiB of sums that were begun.
 const maxBegun = 1 << 16
 
-// during proves the blocks that are to be summed while copy waits for its source. Damage ends the copy.
+// during proves what the new file builds upon, and sums its blocks, while copy waits for its source. Damage
+// ends the copy.
 func (r *redigest) during(ctx context.Context, copy func(context.Context) error) error {
+	if r.disk == nil {
+		return copy(ctx)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	r.begun = make(map[int64]hash.Hash)
 	var proof error
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if proof = r.ahead(ctx); proof != nil {
+		if proof = eachBlock(ctx, r.workers, r.partly(), r.beside); proof != nil {
 			cancel(proof)
 		}
 	})
 	err := copy(ctx)
 	if err != nil {
 		cancel(err)
+	}
+	if r.coming != nil {
+		r.coming.end()
 	}
 	wg.Wait()
 	if proof != nil {
@@ -133,25 +152,40 @@ func (r *redigest) during(ctx context.Context, copy func(context.Context) error)
 	return err
 }
 
-// ahead proves blocks of which something is kept. Those that come too many are proved when they are summed.
-func (r *redigest) ahead(ctx context.Context) error {
-	r.begun = make(map[int64]hash.Hash)
-	return eachBlock(ctx, r.workers, r.partly(), func(ctx context.Context, i int64, buf []byte) error {
-		if err := r.wait(ctx, i); err != nil {
-			return err
-		}
-		h, err := r.prove(ctx, i, buf)
-		if err != nil {
-			return err
-		}
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.begun[i] = h
-		return nil
-	})
+// beside proves a block during the copy, and sums it once its changes have come. Where they are not seen, or
+// not kept, it notes how far it is.
+func (r *redigest) beside(ctx context.Context, i int64, buf []byte) error {
+	if err := r.wait(ctx, i); err != nil {
+		return err
+	}
+	h, err := r.prove(ctx, i, buf)
+	if err != nil {
+		return err
+	}
+	n := r.now.BlockLen(i)
+	if r.coming != nil && r.index.BlockLen(i) == n && r.coming.take(ctx, i, r.changed(i), buf) {
+		h.Write(buf[r.kept(i):n])
+		return r.now.Put(i, formats.Sum(h.Sum(nil)))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.begun[i] = h
+	return nil
 }
 
-// partly yields the blocks that have no sum and of which something is kept, as many as are proved ahead.
+// arrive hands over what the copy has read, a piece of a block.
+func (r *redigest) arrive(off int64, data []byte) {
+	i := off / formats.BlockSize
+	if !r.keeps(i) {
+		return
+	}
+	if _, known, err := r.now.Sum(i); err == nil && !known {
+		r.coming.put(off, data)
+	}
+}
+
+// partly yields the blocks that have no sum and of which something is kept, as many as are worked on during a
+// copy.
 func (r *redigest) partly() iter.Seq2[int64, error] {
 	return func(yield func(int64, error) bool) {
 		left := maxBegun

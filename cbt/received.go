@@ -20,6 +20,7 @@ const maxReceived = 1 << 18
 // back by itself: a change of 64 KiB does not have the megabyte around it read once more.
 type received struct {
 	formats.Image
+	told func(off int64, data []byte) // of what is handed out, in pieces of one block
 
 	mu     sync.Mutex
 	pieces []piece
@@ -39,6 +40,7 @@ func (r *received) ReadAt(p []byte, off int64) (int, error) {
 	}
 	for at, end := off, off+int64(n); at < end; {
 		next := min((at/formats.BlockSize+1)*formats.BlockSize, end)
+		r.told(at, p[at-off:next-off])
 		r.keep(piece{at, next - at, sha256.Sum256(p[at-off : next-off])})
 		at = next
 	}

@@ -150,7 +150,7 @@ func TestVerifyNamesTheFirst(t *testing.T) {
 func TestReceivedIsSureOrNothing(t *testing.T) {
 	disk := make(memory, 4*formats.BlockSize)
 	read := func(ranges ...Range) *received {
-		r := &received{Image: disk}
+		r := &received{Image: disk, told: func(int64, []byte) {}}
 		for _, c := range ranges {
 			_, err := r.ReadAt(make([]byte, c.Len), c.Off)
 			require.NoError(t, err)

@@ -41,8 +41,9 @@ type CopyOptions struct {
 	// Durable is told a checkpoint after everything up to it is durable, digests included, in order;
 	// nil: no checkpoints are taken.
 	Durable func(Checkpoint) error
-	// Distance is how many bytes of the disk two checkpoints are apart; 0: 24 MiB. A checkpoint makes
-	// the target durable, which costs time, and what was done since the last one is lost by a kill.
+	// Distance is how many bytes are moved between two checkpoints; 0: 24 MiB. A checkpoint makes the
+	// target durable, which costs time, and what was done since the last one is lost by a kill. What is
+	// zeros, or not there, costs nothing to do again, and does not count.
 	Distance int64
 	// Progress is told how far the copy has come, often, and from one goroutine at a time.
 	Progress func(Progress)
@@ -238,7 +239,7 @@ func (c *copier) stopped() bool {
 // commit takes the pieces in order: it writes them (unless the workers do), notes their sums, reports,
 // and takes checkpoints. It always drains order, so that nobody is left waiting.
 func (c *copier) commit(ctx context.Context, order <-chan *piece, cancel context.CancelCauseFunc) (int64, error) {
-	done, mark := c.opt.From.Off, c.opt.From.Off+c.opt.Distance
+	done, moved := c.opt.From.Off, int64(0) // moved since the last checkpoint
 	s := syncer{copier: c}
 	var err error
 	for p := range order {
@@ -249,18 +250,18 @@ func (c *copier) commit(ctx context.Context, order <-chan *piece, cancel context
 		if err == nil {
 			err = c.finish(p)
 		}
-		end := p.off + p.n
+		end, bytes := p.off+p.n, p.bytes()
 		c.opt.Buffers.put(p)
 		if err != nil {
 			cancel(err)
 			continue
 		}
-		done = max(done, end)
+		done, moved = max(done, end), moved+bytes
 		if c.opt.Progress != nil {
 			c.opt.Progress(Progress{Done: done, Read: c.read.Load(), Written: c.wrote.Load()})
 		}
-		if c.opt.Durable != nil && done >= mark && done < c.size {
-			mark = done + c.opt.Distance
+		if c.opt.Durable != nil && moved >= c.opt.Distance && done < c.size {
+			moved = 0
 			if err = s.begin(ctx, done); err != nil {
 				cancel(err)
 			}

@@ -32,6 +32,21 @@ type piece struct {
 	cost int64
 }
 
+// bytes is how much of the piece is data.
+func (p *piece) bytes() (n int64) {
+	if len(p.extents) == 0 {
+		for _, c := range p.chunks {
+			n += c.Len
+		}
+	}
+	for _, e := range p.extents {
+		if e.Kind == Data {
+			n += e.Len
+		}
+	}
+	return n
+}
+
 // op is one write.
 type op struct {
 	off, n int64

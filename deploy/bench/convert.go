@@ -198,7 +198,7 @@ func (b *bench) once(ctx context.Context, args []string, src string, look func(d
 	return cost, err
 }
 
-// warm has the machine touch as much memory as a conversion will: on a virtual one the first touch of what
+// warm has the machine touch as much memory as what is measured will: on a virtual one the first touch of what
 // it had given back to its host takes seconds, and whoever comes first would pay for it.
 func (b *bench) warm() error {
 	name := filepath.Join(b.dir, "warm")

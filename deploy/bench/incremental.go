@@ -63,6 +63,9 @@ func (b *bench) incremental(ctx context.Context) error {
 			return err
 		}
 		unix.Sync()
+		if err := b.warm(); err != nil {
+			return err
+		}
 		j, err := b.export(ctx, chain)
 		if err != nil {
 			return err
@@ -76,6 +79,9 @@ func (b *bench) incremental(ctx context.Context) error {
 		}
 		all := spec(fmt.Sprint("full", round))
 		if err := os.MkdirAll(all.OutputPath, 0o755); err != nil {
+			return err
+		}
+		if err := b.warm(); err != nil {
 			return err
 		}
 		f, err := b.export(ctx, all)
