@@ -34,7 +34,7 @@ const (
 )
 
 func main() {
-	rounds := flag.Int("rounds", 3, "rounds of each transfer; the median counts")
+	rounds := flag.Int("rounds", 5, "rounds of each transfer; the median counts")
 	only := flag.String("only", "", "comma-separated parts: start, list, transfer, lease, lease-memory, memory, latency, convert, chain, incremental")
 	match := flag.String("match", "", "of convert, only the lines whose name contains this")
 	disks := flag.String("disks", "", "of convert, folder in which the disks are made, and kept for the next run; a temporary one by default")

@@ -1,6 +1,7 @@
 // Command release records histories of finished workflows of a running daemon, for the replay test of
 // later releases: `go run ./deploy/release -temporal 127.0.0.1:7233 -keys DATA/keys/data.key -out DIR
-// NAME=WORKFLOW-ID…`. The first job named also has its log fetched by a workflow, which is recorded too.
+// NAME=WORKFLOW-ID…`, where @TYPE instead of an id is the newest workflow of a type. The first job named also has
+// its log fetched by a workflow, which is recorded too.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
 
 	"hypersdk/providers/connections/keys"
@@ -51,6 +53,11 @@ func run(ctx context.Context, temporal, keyFile, out string, names []string) err
 		if !ok {
 			return fmt.Errorf("%q is not NAME=WORKFLOW-ID", n)
 		}
+		if kind, ok := strings.CutPrefix(id, "@"); ok {
+			if id, err = newest(ctx, c, kind); err != nil {
+				return err
+			}
+		}
 		if i == 0 {
 			if err := fetchLog(ctx, c, id); err != nil {
 				return err
@@ -82,6 +89,18 @@ func fetchLog(ctx context.Context, c client.Client, id string) error {
 		return err
 	}
 	return run.Get(ctx, nil)
+}
+
+// newest is the workflow of a type that was started last.
+func newest(ctx context.Context, c client.Client, kind string) (string, error) {
+	list, err := c.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: fmt.Sprintf("WorkflowType = %q", kind)})
+	if err != nil {
+		return "", err
+	}
+	if len(list.Executions) == 0 {
+		return "", fmt.Errorf("there is no workflow of the type %q", kind)
+	}
+	return list.Executions[0].Execution.WorkflowId, nil
 }
 
 func dump(ctx context.Context, c client.Client, code *codec.Codec, path, id string) error {
