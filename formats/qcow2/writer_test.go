@@ -116,7 +116,7 @@ func TestACopyThatIsInterruptedGivesTheSameFile(t *testing.T) {
 			w, err := qcow2.Create(ctx, f, d.Size(), o, from)
 			require.NoError(t, err)
 			defer w.Close()
-			if _, err := formats.Copy(ctx, w, d, formats.CopyOptions{From: from, Durable: durable}); err != nil {
+			if _, err := formats.Copy(ctx, w, d, formats.CopyOptions{From: from, Durable: durable, Distance: 1 << 20}); err != nil {
 				return err
 			}
 			return w.Commit(ctx)
