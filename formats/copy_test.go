@@ -246,6 +246,36 @@ func TestCopyTakesCheckpointsAsFarApartAsItIsTold(t *testing.T) {
 	}
 }
 
+// What is passed over costs nothing to pass over again.
+func TestCopyTakesNoCheckpointsOverNothing(t *testing.T) {
+	src := content(3, 64<<20)
+	for _, kind := range []formats.Kind{formats.Zero, formats.Absent} {
+		var got []int64
+		img := endsOnly{&memImage{b: src}, kind}
+		_, err := formats.Copy(t.Context(), newWriter(int64(len(src)), 512), img, formats.CopyOptions{
+			Distance: 2 << 20, Durable: func(c formats.Checkpoint) error { got = append(got, c.Off); return nil }})
+		require.NoError(t, err)
+		require.Equal(t, []int64{2 << 20, 64 << 20}, got)
+	}
+}
+
+// endsOnly says that there is nothing but the first and the last 2 MiB.
+type endsOnly struct {
+	*memImage
+	between formats.Kind
+}
+
+func (e endsOnly) Extents(_ context.Context, off, n int64) iter.Seq2[formats.Extent, error] {
+	return func(yield func(formats.Extent, error) bool) {
+		for _, x := range []formats.Extent{{Off: 0, Len: 2 << 20, Kind: formats.Data}, {Off: 2 << 20, Len: 60 << 20, Kind: e.between}, {Off: 62 << 20, Len: 2 << 20, Kind: formats.Data}} {
+			lo, hi := max(off, x.Off), min(off+n, x.End())
+			if lo < hi && !yield(formats.Extent{Off: lo, Len: hi - lo, Kind: x.Kind}, nil) {
+				return
+			}
+		}
+	}
+}
+
 // wholeImage says that all is data.
 type wholeImage struct{ *memImage }
 

@@ -28,7 +28,7 @@ const copyMemory = 24 << 20
 // before it lets the heap grow beyond.
 const memory = 40 << 20
 
-// checkpoints is how many bytes of the disk lie between two points that a conversion can be gone on
+// checkpoints is how many bytes are copied between two points that a conversion can be gone on
 // from. Waiting for the disk at each takes longer than copying as much again.
 const checkpoints = 128 << 20
 
