@@ -113,16 +113,20 @@ func TestVerifyNamesTheFirst(t *testing.T) {
 	for _, off := range []int64{4 * mib, 2 * mib, 3 * mib} {
 		flip(t, filepath.Join(dir, part), stored(t, c, part, off))
 	}
+	again := func(a *Append) *Append { // another attempt, which has received nothing itself
+		_, err := a.Copy(t.Context(), "d", now, formats.CopyOptions{})
+		require.NoError(t, err)
+		require.NoError(t, a.Close())
+		a, err = c.Begin(t.Context(), next("k", d))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = a.Close() })
+		return a
+	}
 	err = a.Verify(t.Context(), "d", formats.VerifyOptions{Workers: 4})
 	require.ErrorIs(t, err, formats.ErrCorrupt)
 	require.ErrorContains(t, err, fmt.Sprintf("bytes [%d, %d)", 2*mib, 2*mib+trackGrain))
 
-	_, err = a.Copy(t.Context(), "d", now, formats.CopyOptions{})
-	require.NoError(t, err)
-	require.NoError(t, a.Close())
-	a, err = c.Begin(t.Context(), next("k", d))
-	require.NoError(t, err)
-	defer a.Close()
+	a = again(a)
 	res, err := a.Copy(t.Context(), "d", now, formats.CopyOptions{})
 	require.NoError(t, err)
 	require.Zero(t, res.Read, "it is whole")
@@ -132,12 +136,7 @@ func TestVerifyNamesTheFirst(t *testing.T) {
 	flip(t, filepath.Join(dir, part), stored(t, c, part, 3*mib))
 	require.ErrorIs(t, a.Verify(t.Context(), "d", formats.VerifyOptions{}), formats.ErrCorrupt)
 
-	_, err = a.Copy(t.Context(), "d", now, formats.CopyOptions{})
-	require.NoError(t, err)
-	require.NoError(t, a.Close())
-	a, err = c.Begin(t.Context(), next("k", d))
-	require.NoError(t, err)
-	defer a.Close()
+	a = again(a)
 	_, err = a.Copy(t.Context(), "d", now, formats.CopyOptions{})
 	require.NoError(t, err)
 	flip(t, filepath.Join(dir, "disk0-000001.qcow2"), stored(t, c, "disk0-000001.qcow2", 3*trackGrain))
