@@ -9,18 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"crypto/tls"
-
 	"github.com/stretchr/testify/require"
 
 	"hypersdk/formats/nbd"
 )
-
-func trusted(f func(*nbd.Options)) *tls.Config {
-	var o nbd.Options
-	f(&o)
-	return o.TLS
-}
 
 // fake is a server that says what a test wants it to.
 type fake struct {

@@ -11,7 +11,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -92,12 +91,7 @@ func TestADiskThatIsWritten(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "target")
 			require.NoError(t, os.WriteFile(file, bytes.Repeat([]byte{0xee}, int(d.Size())), 0o600))
 			socket := serve(t, file)
-			target, err := nbd.Open(t.Context(), nbd.Options{Network: "unix", Address: socket})
-			for errors.Is(err, syscall.ECONNREFUSED) {
-				target, err = nbd.Open(t.Context(), nbd.Options{Network: "unix", Address: socket})
-			}
-			require.NoError(t, err)
-			w, err := target.Writer()
+			w, err := open(t, socket).Writer()
 			require.NoError(t, err)
 			require.NoError(t, copyTo(t.Context(), w, noClose{d}))
 			require.NoError(t, w.Close())
@@ -142,7 +136,7 @@ func TestABitmapOfQemu(t *testing.T) {
 	}
 	require.Equal(t, []formats.Extent{{Off: 3 * mib, Len: 65536, Kind: formats.Data}}, marked)
 
-	_, err := nbd.Open(t.Context(), nbd.Options{Network: "unix", Address: socket, Context: "qemu:dirty-bitmap:other"})
+	_, err := connect(t.Context(), socket, func(o *nbd.Options) { o.Context = "qemu:dirty-bitmap:other" })
 	require.ErrorContains(t, err, `no metadata context "qemu:dirty-bitmap:other"`)
 }
 
@@ -153,14 +147,14 @@ func TestTLS(t *testing.T) {
 	socket := nbdkit(t, "-r", "--tls=require", "--tls-certificates="+dir, "file", rawFile(t, d))
 	formatstest.CheckImage(t, open(t, socket, trusting(pool)), d, false)
 
-	_, err := nbd.Open(t.Context(), nbd.Options{Network: "unix", Address: socket})
+	_, err := connect(t.Context(), socket)
 	require.ErrorContains(t, err, "wants TLS first")
-	_, err = nbd.Open(t.Context(), nbd.Options{Network: "unix", Address: socket, TLS: trusted(func(o *nbd.Options) { trusting(pool)(o); o.TLS.ServerName = "others.example" })})
+	_, err = connect(t.Context(), socket, trusting(pool), func(o *nbd.Options) { o.TLS.ServerName = "others.example" })
 	require.ErrorContains(t, err, "others.example")
 
 	plain := nbdkit(t, "-r", "file", rawFile(t, d))
 	open(t, plain)
-	_, err = nbd.Open(t.Context(), nbd.Options{Network: "unix", Address: plain, TLS: trusted(trusting(pool))})
+	_, err = connect(t.Context(), plain, trusting(pool))
 	require.ErrorContains(t, err, "refuses TLS", "what has to be encrypted is never sent in the clear")
 }
 
@@ -175,21 +169,16 @@ func TestServerErrorsKeepTheirMeaning(t *testing.T) {
 	img := open(t, nbdkit(t, "-r", "--filter=error", "memory", "4M", "error=EIO", "error-pread-rate=100%"))
 	_, err = img.ReadAt(make([]byte, 4096), 8192)
 	require.ErrorIs(t, err, syscall.EIO)
-	_, err = nbd.Open(t.Context(), nbd.Options{Network: "unix", Address: qemuNBD(t, "-x", "this", "-e", "9", "-r", "-f", "raw", rawFile(t, formatstest.NewDisk(1, mib))), Export: "that"})
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		require.ErrorContains(t, err, "no such export")
-	}
+	this := qemuNBD(t, "-x", "this", "-e", "9", "-r", "-f", "raw", rawFile(t, formatstest.NewDisk(1, mib)))
+	_, err = connect(t.Context(), this, func(o *nbd.Options) { o.Export = "that" })
+	require.ErrorContains(t, err, "no such export")
 }
 
 func TestCancellingFailsWhatIsPending(t *testing.T) {
 	socket := nbdkit(t, "-r", "--filter=delay", "memory", "64M", "delay-read=60")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	var img *nbd.Disk
-	require.Eventually(t, func() bool {
-		var err error
-		img, err = nbd.Open(ctx, nbd.Options{Network: "unix", Address: socket})
-		return err == nil
-	}, 10*time.Second, 10*time.Millisecond)
+	img, err := connect(ctx, socket)
+	require.NoError(t, err)
 	defer img.Close()
 	var readers sync.WaitGroup
 	errs := make(chan error, 8)
@@ -205,7 +194,7 @@ func TestCancellingFailsWhatIsPending(t *testing.T) {
 	for range 8 {
 		require.ErrorIs(t, <-errs, why)
 	}
-	_, err := img.ReadAt(make([]byte, 512), 0)
+	_, err = img.ReadAt(make([]byte, 512), 0)
 	require.ErrorIs(t, err, why)
 }
 

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"os/exec"
@@ -57,7 +58,12 @@ func run(t *testing.T, program string, args func(socket string) []string) string
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // qemu-nbd stores its bitmaps then
+		late := time.AfterFunc(30*time.Second, func() {
+			t.Errorf("%s does not end", program)
+			_ = cmd.Process.Kill()
+		})
 		_ = cmd.Wait()
+		late.Stop()
 		require.NoError(t, os.RemoveAll(dir))
 		if t.Failed() {
 			t.Log(stderr.String())
@@ -80,18 +86,25 @@ func qemuNBD(t *testing.T, args ...string) string {
 	return run(t, "qemu-nbd", func(s string) []string { return append([]string{"-t", "-k", s}, args...) })
 }
 
-func open(t *testing.T, socket string, change ...func(*nbd.Options)) *nbd.Disk {
-	t.Helper()
+// connect opens what the server at socket exports, or says why the server refuses. It asks until it is
+// answered: bind and listen are two steps of a server, and qemu-nbd loses a SIGTERM that comes between them.
+func connect(ctx context.Context, socket string, change ...func(*nbd.Options)) (*nbd.Disk, error) {
 	o := nbd.Options{Network: "unix", Address: socket}
 	for _, f := range change {
 		f(&o)
 	}
-	var d *nbd.Disk
-	require.Eventually(t, func() bool { // bind and listen are two steps
-		var err error
-		d, err = nbd.Open(t.Context(), o)
-		return err == nil
-	}, 10*time.Second, 10*time.Millisecond)
+	for until := time.Now().Add(10 * time.Second); ; {
+		d, err := nbd.Open(ctx, o)
+		if !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(until) {
+			return d, err
+		}
+	}
+}
+
+func open(t *testing.T, socket string, change ...func(*nbd.Options)) *nbd.Disk {
+	t.Helper()
+	d, err := connect(t.Context(), socket, change...)
+	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, d.Close()) })
 	return d
 }
