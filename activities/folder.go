@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -168,10 +169,15 @@ func (f *folder) lock(file *os.File, name string) error {
 	return nil
 }
 
+// flock asks for a moment: a process that somebody starts just then has what we closed open, too, until it
+// has become another program.
 func flock(file *os.File) error {
-	for {
+	for wait := time.Millisecond; ; wait *= 2 {
 		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EINTR) {
+		switch {
+		case errors.Is(err, unix.EWOULDBLOCK) && wait < 100*time.Millisecond:
+			<-time.After(wait)
+		case !errors.Is(err, unix.EINTR):
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -36,7 +37,7 @@ const (
 func main() {
 	rounds := flag.Int("rounds", 5, "rounds of each transfer; the median counts")
 	only := flag.String("only", "", "comma-separated parts: start, list, transfer, lease, lease-memory, memory, latency, convert, chain, incremental")
-	match := flag.String("match", "", "of convert, only the lines whose name contains this")
+	match := flag.String("match", "", "of convert, only the lines whose name matches this regular expression")
 	disks := flag.String("disks", "", "of convert, folder in which the disks are made, and kept for the next run; a temporary one by default")
 	dir := flag.String("dir", "", "folder to work in; a temporary one by default")
 	flag.Parse()
@@ -50,16 +51,20 @@ func main() {
 type bench struct {
 	dir, bin string
 	rounds   int
-	match    string // of the names of conversions
-	disks    string // where those that are converted are kept
-	sim      string // URL of the fake vCenter
+	match    *regexp.Regexp // of the names of conversions
+	disks    string         // where those that are converted are kept
+	sim      string         // URL of the fake vCenter
 	daemon   *exec.Cmd
 	api      *client.Client
 	rows     [][]string
 }
 
 func run(rounds int, only, match, disks, dir string) (err error) {
-	b := &bench{rounds: rounds, match: match, disks: disks}
+	lines, err := regexp.Compile(match)
+	if err != nil {
+		return fmt.Errorf("-match: %w", err)
+	}
+	b := &bench{rounds: rounds, match: lines, disks: disks}
 	if b.bin, err = filepath.Abs("bin"); err != nil {
 		return err
 	}

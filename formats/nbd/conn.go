@@ -9,6 +9,7 @@ import (
 	"net"
 	"sync"
 	"syscall"
+	"time"
 
 	"hypersdk/formats"
 )
@@ -44,6 +45,8 @@ const (
 	maxStatus = 4 + 8<<20
 	// inFlight is how many requests of one connection wait for their answer at once.
 	inFlight = 64
+	// farewell is how long a server may take to hear that it is left.
+	farewell = time.Second
 )
 
 // request is one request on its way.
@@ -144,6 +147,7 @@ func (c *conn) disconnect() error {
 		bye := binary.BigEndian.AppendUint32(nil, magicRequest)
 		bye = append(bye, make([]byte, 24)...)
 		bye[7] = cmdDisconnect
+		_ = c.sock.SetWriteDeadline(time.Now().Add(farewell)) // of a request that nobody reads, too
 		c.write.Lock()
 		_, _ = c.sock.Write(bye) // a server that has gone knows
 		c.write.Unlock()

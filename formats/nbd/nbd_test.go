@@ -212,6 +212,26 @@ func TestAServerThatGoesAwayIsAnError(t *testing.T) {
 	require.NotErrorIs(t, err, io.EOF, "the end of the connection is not the end of the disk")
 }
 
+func TestAServerThatHangsIsLeft(t *testing.T) {
+	client, server := net.Pipe()
+	defer server.Close()
+	greeted := make(chan struct{})
+	go func() {
+		defer close(greeted)
+		(&fake{Conn: server}).greet()
+	}()
+	img, err := nbd.Open(t.Context(), nbd.Options{Network: "tcp", Address: "fake:1", Dial: func(context.Context, string, string) (net.Conn, error) { return client, nil }})
+	require.NoError(t, err)
+	<-greeted // from now on it reads nothing
+	failed := make(chan error)
+	go func() {
+		_, err := img.ReadAt(make([]byte, 4096), 0)
+		failed <- err
+	}()
+	require.NoError(t, img.Close())
+	require.Error(t, <-failed)
+}
+
 func TestURIs(t *testing.T) {
 	for in, want := range map[string]nbd.Options{
 		"nbd://host":                           {Network: "tcp", Address: "host:10809"},

@@ -100,11 +100,11 @@ func TestASessionThatEndsAgainAndAgainIsTheServersTrouble(t *testing.T) {
 }
 
 func TestAnIdleSessionIsKeptAlive(t *testing.T) {
-	const timeout = time.Second
+	const timeout = 3 * time.Second
 	s := vspheretest.Start(t, vspheretest.Options{SessionTimeout: timeout})
-	connect(t, s, func(c *vsphere.Config) { c.KeepAlive = vsphere.Duration(timeout / 20) })
+	connect(t, s, func(c *vsphere.Config) { c.KeepAlive = vsphere.Duration(timeout / 60) })
 	start := time.Now()
-	require.Eventually(t, func() bool { return time.Since(start) > 5*timeout/2 }, time.Minute, timeout/4)
+	require.Eventually(t, func() bool { return time.Since(start) > 3*timeout/2 }, time.Minute, timeout/4)
 	require.Len(t, s.Sessions(), 1)
 	require.Equal(t, 1, s.Calls()["Login"])
 }
@@ -124,10 +124,8 @@ func TestGivingUpALoginLeavesNoSession(t *testing.T) {
 		eventually(t, func() bool { return s.Calls()["Login"] > 0 })
 		cancel()
 	}()
-	start := time.Now()
 	_, err := open(ctx, s, func(*vsphere.Config) {})
 	require.ErrorIs(t, err, context.Canceled)
-	require.Less(t, time.Since(start), 2*time.Second)
 	require.Empty(t, s.Sessions())
 }
 
