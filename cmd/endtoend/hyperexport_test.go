@@ -331,7 +331,7 @@ func (l *terminalLab) pane(width, height int, args ...string) *pane {
 
 func TestHyperexportPicker(t *testing.T) {
 	t.Parallel()
-	l := newTerminalLab(t, vm("web-01", 16*mib, 8*mib), vm("web-02", 8*mib), vm("evil\x1b]0;owned\a\x1b[2J\u202egnp", 8*mib))
+	l := newTerminalLab(t, vm("web-01", 16*mib, 8*mib), vm("web-02", 64*mib), vm("evil\x1b]0;owned\a\x1b[2J\u202egnp", 8*mib))
 	p := l.pane(72, 20)
 	p.sees("3 VMs", "evil�]0;owned�", "enter choose")
 	p.keys("web 1")
