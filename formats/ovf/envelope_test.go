@@ -96,6 +96,8 @@ func TestWritesWhatItReads(t *testing.T) {
 			cmd.Stdin = bytes.NewReader(b.Bytes())
 			out, err := cmd.CombinedOutput()
 			require.NoError(t, err, "%s", out)
+		} else {
+			t.Log("xmllint is not installed (package libxml2-utils): no other parser has read it")
 		}
 	}
 }
