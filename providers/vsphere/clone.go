@@ -86,7 +86,7 @@ func (p *Provider) cloned(ctx context.Context, m *machine, folder types.ManagedO
 		if err != nil {
 			return "", err
 		}
-		busy, err := p.cloning(ctx, m.Self)
+		busy, err := p.running(ctx, m.Self, "clone")
 		switch {
 		case err != nil:
 			return "", err
@@ -105,28 +105,6 @@ func (p *Provider) cloned(ctx context.Context, m *machine, folder types.ManagedO
 func optionOf(list []types.BaseOptionValue, key string) string {
 	s, _ := object.OptionValueList(list).GetString(key)
 	return s
-}
-
-// cloning says whether a VM is being cloned.
-func (p *Provider) cloning(ctx context.Context, vm types.ManagedObjectReference) (bool, error) {
-	m, err := load[mo.VirtualMachine](ctx, p, vm, "recentTask")
-	if err != nil {
-		return false, err
-	}
-	for _, ref := range m.RecentTask {
-		t, err := load[mo.Task](ctx, p, ref, "info.descriptionId", "info.state")
-		if notThere(err) {
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		running := t.Info.State == types.TaskInfoStateRunning || t.Info.State == types.TaskInfoStateQueued
-		if running && strings.Contains(strings.ToLower(t.Info.DescriptionId), "clone") {
-			return true, nil
-		}
-	}
-	return false, nil
 }
 
 // destination is where a clone goes.

@@ -369,6 +369,38 @@ func TestASnapshotWhoseAnswerIsLost(t *testing.T) {
 	}
 }
 
+// The task of a snapshot whose answer was lost may still run when it is asked for again, and end between
+// the look for it and the call that would take another.
+func TestASnapshotThatIsStillBeingTaken(t *testing.T) {
+	const slow = 200 * time.Millisecond
+	opt := providers.SnapshotOptions{Key: "job/1"}
+	for name, again := range map[string]func(context.Context, providers.Snapshotter, providers.VMID) (providers.Snapshot, error){
+		"asked for again": func(ctx context.Context, p providers.Snapshotter, vm providers.VMID) (providers.Snapshot, error) {
+			return p.Snapshot(ctx, vm, opt)
+		},
+		"looked for": func(ctx context.Context, p providers.Snapshotter, vm providers.VMID) (providers.Snapshot, error) {
+			return p.FindSnapshot(ctx, vm, opt.Key)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := vspheretest.Start(t, vspheretest.Options{TaskDelay: slow, VMs: []vspheretest.VM{{Name: "vm", Disks: []vspheretest.Disk{disk(1, mib)}}}})
+			p := connect(t, s)
+			vm, err := p.VM(t.Context(), "vm")
+			require.NoError(t, err)
+			inject(t, s, vspheretest.Fault{Call: "CreateSnapshot_Task", After: true, Drop: true, Times: 1})
+			inject(t, s, vspheretest.Fault{Call: "CreateSnapshot_Task", Skip: 1, Delay: vspheretest.Duration(2 * slow)})
+			_, err = p.Snapshot(t.Context(), vm.ID, opt)
+			require.ErrorIs(t, err, providers.Unavailable)
+			snap, err := again(t.Context(), p, vm.ID)
+			require.NoError(t, err)
+			snaps, err := s.Snapshots("vm")
+			require.NoError(t, err)
+			require.Len(t, snaps, 1)
+			require.Equal(t, string(snap.ID), snaps[0].ID)
+		})
+	}
+}
+
 func TestGivingUpASnapshotCancelsItsTask(t *testing.T) {
 	s := vspheretest.Start(t, vspheretest.Options{VMs: []vspheretest.VM{{Name: "vm", Disks: []vspheretest.Disk{disk(1, mib)}}}})
 	p := connect(t, s)

@@ -88,22 +88,35 @@ func (p *Provider) FindSnapshot(ctx context.Context, vm providers.VMID, key stri
 	return s, fail("find snapshot", string(vm), err)
 }
 
-// keyed reads a VM and looks for a snapshot in it. Where the VM is there and the snapshot is not, the
-// error is NotFound and the machine is answered all the same.
+// keyed reads a VM and looks for a snapshot in it, and waits for one that is being taken: it may be the
+// one that is looked for, asked for by a call whose answer was lost. Where the VM is there and the
+// snapshot is not, the error is NotFound and the machine is answered all the same.
 func (p *Provider) keyed(ctx context.Context, vm providers.VMID, key string) (*machine, providers.Snapshot, error) {
-	m, err := p.machine(ctx, vm, []string{"snapshot"})
-	if err != nil {
-		return nil, providers.Snapshot{}, err
-	}
 	name, line := snapshotName(key), mark(key)
-	for _, s := range snapshots(m.Snapshot) {
-		if s.Name == name || strings.HasSuffix(s.Description, line) {
-			s.Description = unmark(s.Description)
-			return m, s, nil
+	for pause := firstPoll; ; pause = min(2*pause, lastPoll) {
+		// Asked before the look: a snapshot whose task ends in between is seen.
+		taking, err := p.running(ctx, vmRef(vm), "createSnapshot")
+		if err != nil && !notThere(err) {
+			return nil, providers.Snapshot{}, err
+		}
+		m, err := p.machine(ctx, vm, []string{"snapshot"})
+		if err != nil {
+			return nil, providers.Snapshot{}, err
+		}
+		for _, s := range snapshots(m.Snapshot) {
+			if s.Name == name || strings.HasSuffix(s.Description, line) {
+				s.Description = unmark(s.Description)
+				return m, s, nil
+			}
+		}
+		if !taking {
+			return m, providers.Snapshot{}, &providers.Error{Op: "vsphere: find snapshot", Object: string(vm), Reason: providers.NotFound,
+				Msg: "the VM has no snapshot named " + name}
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return nil, providers.Snapshot{}, err
 		}
 	}
-	return m, providers.Snapshot{}, &providers.Error{Op: "vsphere: find snapshot", Object: string(vm), Reason: providers.NotFound,
-		Msg: "the VM has no snapshot named " + name}
 }
 
 // DeleteSnapshot removes one snapshot and keeps its children. A snapshot, or a VM, that is not there is

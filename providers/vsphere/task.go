@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"time"
 
 	"github.com/vmware/govmomi/vim25/methods"
@@ -51,6 +52,34 @@ func (p *Provider) giveUp(ctx context.Context, task types.ManagedObjectReference
 	defer cancel()
 	_, _ = methods.CancelTask(detached, p.soap, &types.CancelTask{This: task})
 	return err
+}
+
+// running says whether a task that does what, "clone" or "createSnapshot", is under way on a VM. It may
+// be one whose id never reached us: its call was carried out, and the answer was lost.
+func (p *Provider) running(ctx context.Context, vm types.ManagedObjectReference, what string) (bool, error) {
+	objects, err := p.retrieve(ctx, types.PropertyFilterSpec{
+		ObjectSet: []types.ObjectSpec{{
+			Obj: vm, Skip: types.NewBool(true),
+			SelectSet: []types.BaseSelectionSpec{&types.TraversalSpec{Type: "ManagedEntity", Path: "recentTask"}},
+		}},
+		PropSet: []types.PropertySpec{{Type: "Task", PathSet: []string{"info.descriptionId", "info.state"}}},
+	})
+	if err != nil {
+		return false, err
+	}
+	for _, o := range objects {
+		o.MissingSet = nil // a task that we may not see is not ours
+		entity, err := decode(o)
+		if err != nil {
+			return false, err
+		}
+		t, _ := entity.(mo.Task)
+		under := t.Info.State == types.TaskInfoStateRunning || t.Info.State == types.TaskInfoStateQueued
+		if under && strings.Contains(strings.ToLower(t.Info.DescriptionId), strings.ToLower(what)) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // sleep waits for d or for the end of ctx.

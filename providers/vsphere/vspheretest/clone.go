@@ -16,8 +16,6 @@ func cloneVM(s *Server, c *call) (any, *types.LocalizedMethodFault) {
 		return nil, gone(c.this)
 	}
 	ref := s.start(s.task(c, m.ref, nil, func() (types.AnyType, *types.LocalizedMethodFault) { return s.clone(m, req) }))
-	vm := s.reg.Get(m.ref).(*simulator.VirtualMachine)
-	s.sim().WithLock(vm, func() { vm.RecentTask = append(vm.RecentTask, ref) })
 	return &types.CloneVM_TaskResponse{Returnval: ref}, nil
 }
 
