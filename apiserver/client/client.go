@@ -77,7 +77,7 @@ func (c *Client) Server() string { return c.base.String() }
 // Close ends idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// UnreachableError is that no server answered at all.
+// UnreachableError is that no server answered, or none to the end.
 type UnreachableError struct {
 	Server string
 	Err    error
@@ -156,7 +156,23 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}
+	answer.Body = &answerBody{ReadCloser: answer.Body, c: c, ctx: ctx}
 	return answer, nil
+}
+
+// answerBody says of an answer that breaks off that the server has gone.
+type answerBody struct {
+	io.ReadCloser
+	c   *Client
+	ctx context.Context //nolint:containedctx // that of the one request
+}
+
+func (b *answerBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // the end is never wrapped
+		err = b.c.unreachable(b.ctx, fmt.Errorf("its answer broke off: %w", err))
+	}
+	return n, err
 }
 
 func (c *Client) unreachable(ctx context.Context, err error) error {
@@ -189,6 +205,10 @@ func notOurs(r *http.Response) error {
 
 func decode(r *http.Response, out any) error {
 	if err := json.NewDecoder(io.LimitReader(r.Body, maxAnswer)).Decode(out); err != nil {
+		var away *UnreachableError
+		if errors.As(err, &away) || r.Request.Context().Err() != nil {
+			return err
+		}
 		return errors.Join(notOurs(r), err)
 	}
 	return nil

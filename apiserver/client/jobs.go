@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -85,35 +85,35 @@ func (c *Client) Limit(ctx context.Context, id string, mbps float64) (out api.Co
 
 // LogOptions choose a part of a log.
 type LogOptions struct {
-	Follow bool // go on until the job has ended
-	Tail   int  // only so many lines; 0: all
-	JSON   bool // an object per line, as it is stored
+	Tail   int   // only so many lines; 0: all
+	Offset int64 // only what is behind so many bytes of the log as it is stored
+	JSON   bool  // an object per line, as it is stored
 }
 
-// Log copies a job's log to w.
-func (c *Client) Log(ctx context.Context, id string, o LogOptions, w io.Writer) error {
+// Log copies a job's log to w, and answers the offset that it goes to.
+func (c *Client) Log(ctx context.Context, id string, o LogOptions, w io.Writer) (next int64, err error) {
 	q := url.Values{}
-	if o.Follow {
-		q.Set("follow", "true")
-	}
 	if o.Tail > 0 {
 		q.Set("tail", strconv.Itoa(o.Tail))
+	}
+	if o.Offset > 0 {
+		q.Set("offset", strconv.FormatInt(o.Offset, 10))
 	}
 	if o.JSON {
 		q.Set("format", "json")
 	}
 	r, err := c.send(ctx, http.MethodGet, "/jobs/logs/"+idPath(id), q, http.Header{}, nil)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer r.Body.Close()
 	if _, err := io.Copy(w, r.Body); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return errors.Join(errors.New("the log broke off"), err)
+		return 0, err
 	}
-	return nil
+	if next, err = strconv.ParseInt(r.Header.Get("Log-Offset"), 10, 64); err != nil {
+		return 0, fmt.Errorf("the answer with the log does not say how far it goes: %w", err)
+	}
+	return next, nil
 }
 
 // idPath is an id as part of a path. One that would be another path is made one that nobody has.

@@ -112,7 +112,8 @@ func (c *cluster) worker(id string) int {
 func (c *cluster) logged(id string) string {
 	c.t.Helper()
 	var out strings.Builder
-	require.NoError(c.t, c.api.Log(c.t.Context(), id, client.LogOptions{}, &out))
+	_, err := c.api.Log(c.t.Context(), id, client.LogOptions{}, &out)
+	require.NoError(c.t, err)
 	return out.String()
 }
 

@@ -183,7 +183,8 @@ func TestConversionOfTwoDisks(t *testing.T) {
 	require.EqualValues(t, 100, st.Percentage)
 	require.Equal(t, a, st.SourcePath)
 	var log strings.Builder
-	require.NoError(t, l.api.Log(t.Context(), id, client.LogOptions{}, &log))
+	_, err = l.api.Log(t.Context(), id, client.LogOptions{}, &log)
+	require.NoError(t, err)
 	require.Contains(t, log.String(), "conversion is complete")
 }
 

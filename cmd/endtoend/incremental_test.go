@@ -340,7 +340,8 @@ func TestAuditedTracking(t *testing.T) {
 	require.Equal(t, "comparison", j.Result.Disks[0].By)
 	require.Contains(t, j.Result.Disks[0].Reason, "missed changes")
 	var log strings.Builder
-	require.NoError(t, l.api.Log(t.Context(), j.ID, client.LogOptions{}, &log))
+	_, err := l.api.Log(t.Context(), j.ID, client.LogOptions{}, &log)
+	require.NoError(t, err)
 	require.Contains(t, log.String(), "cannot be trusted")
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"hypersdk/apiserver/api"
-	"hypersdk/apiserver/client"
 	"hypersdk/workflows/job"
 )
 
@@ -255,36 +253,6 @@ func (a *app) printDisks(j job.Job) {
 		a.printTable(t)
 	}
 }
-
-func (a *app) logsCommand() *cobra.Command {
-	var o client.LogOptions
-	c := &cobra.Command{
-		Use: "logs JOB", Aliases: []string{"log"}, Short: "Print the log of a job", Args: exactly(1, "the id of a job"),
-		RunE: func(c *cobra.Command, args []string) error {
-			o.JSON = a.json
-			return a.client.Log(c.Context(), args[0], o, a.logWriter())
-		},
-		ValidArgsFunction: first(a.completeJobs()),
-	}
-	c.Flags().BoolVarP(&o.Follow, "follow", "f", false, "go on until the job has ended")
-	c.Flags().IntVarP(&o.Tail, "tail", "n", 0, "only the last so many lines")
-	return c
-}
-
-// logWriter keeps what is in a log from doing things to a terminal.
-func (a *app) logWriter() io.Writer {
-	if _, _, terminal := a.Size(); !terminal {
-		return a.Out
-	}
-	return writerFunc(func(b []byte) (int, error) {
-		_, err := io.WriteString(a.Out, clean(string(b)))
-		return len(b), err
-	})
-}
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 func (a *app) cancelCommand() *cobra.Command {
 	return &cobra.Command{

@@ -43,7 +43,7 @@ type watcher struct {
 	ids  []string
 	show progress.Display
 	jobs map[string]job.Job
-	away time.Time // since when the daemon does not answer
+	gone absence
 }
 
 func (a *app) watch(ctx context.Context, ids []string, pace time.Duration) error {
@@ -106,8 +106,11 @@ func (w *watcher) look(ctx context.Context) (done bool, err error) {
 			}
 		}
 	}
-	if note, err = w.forgive(ctx, err); err != nil {
+	if err = w.gone.forgive(ctx, err); err != nil {
 		return false, err
+	}
+	if w.gone.away() {
+		note = awayNote
 	}
 	list := make([]job.Job, 0, len(w.ids))
 	for _, id := range w.ids {
@@ -117,23 +120,34 @@ func (w *watcher) look(ctx context.Context) (done bool, err error) {
 	return len(open) == 0 || !slices.ContainsFunc(list, func(j job.Job) bool { return !j.Status.Ended() }), verdict(list, note)
 }
 
-// forgive takes it that a daemon that answered before is away for a while.
-func (w *watcher) forgive(ctx context.Context, err error) (note string, _ error) {
+const awayNote = "the daemon does not answer; its jobs go on when it is back"
+
+// absence is that of a daemon that answered before.
+type absence struct {
+	known bool      // it has answered
+	since time.Time // zero: it is there
+}
+
+func (d *absence) away() bool { return !d.since.IsZero() }
+
+// forgive takes what an attempt to reach the daemon came to. It answers the error of one that is not
+// merely away for a while.
+func (d *absence) forgive(ctx context.Context, err error) error {
 	var away *client.UnreachableError
 	var refused *api.Error
 	passing := errors.As(err, &away) || errors.As(err, &refused) && refused.Status >= 500
 	switch {
 	case err == nil:
-		w.away = time.Time{}
-		return "", nil
-	case ctx.Err() != nil || !passing || len(w.jobs) == 0:
-		return "", err
-	case w.away.IsZero():
-		w.away = time.Now()
-	case time.Since(w.away) > patience:
-		return "", err
+		*d = absence{known: true}
+		return nil
+	case ctx.Err() != nil || !passing || !d.known:
+		return err
+	case !d.away():
+		d.since = time.Now()
+	case time.Since(d.since) > patience:
+		return err
 	}
-	return "the daemon does not answer; its jobs go on when it is back", nil
+	return nil
 }
 
 // verdict is what the ends of jobs come to: nil while one is open.

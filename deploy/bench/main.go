@@ -324,7 +324,7 @@ func (b *bench) export(ctx context.Context, s job.Spec) (job.Job, error) {
 // took reads from the log of a job how long copying and verifying its disk took.
 func (b *bench) took(ctx context.Context, id string) (copied, verified time.Duration, err error) {
 	var text strings.Builder
-	if err := b.api.Log(ctx, id, client.LogOptions{}, &text); err != nil {
+	if _, err := b.api.Log(ctx, id, client.LogOptions{}, &text); err != nil {
 		return 0, 0, err
 	}
 	for line := range strings.Lines(text.String()) {

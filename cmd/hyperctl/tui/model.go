@@ -169,7 +169,7 @@ func (m *model) askVM(id string) tea.Cmd {
 func (m *model) askLog(id string) tea.Cmd {
 	return m.once("log", func(ctx context.Context) tea.Msg {
 		var b bytes.Buffer
-		err := m.d.Log(ctx, id, client.LogOptions{Tail: logLines}, &b)
+		_, err := m.d.Log(ctx, id, client.LogOptions{Tail: logLines}, &b)
 		return logMsg{id, strings.Split(strings.TrimRight(b.String(), "\n"), "\n"), err}
 	})
 }

@@ -18,7 +18,7 @@ import (
 type Daemon interface {
 	Server() string
 	Jobs(ctx context.Context, q api.Query) (api.Jobs, error)
-	Log(ctx context.Context, id string, o client.LogOptions, w io.Writer) error
+	Log(ctx context.Context, id string, o client.LogOptions, w io.Writer) (next int64, err error)
 	Cancel(ctx context.Context, ids ...string) (api.Cancelled, error)
 	Pause(ctx context.Context, id string) (api.Controlled, error)
 	Resume(ctx context.Context, id string) (api.Controlled, error)

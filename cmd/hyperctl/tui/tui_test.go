@@ -41,9 +41,9 @@ func (d *daemon) Server() string { return "http://localhost:8080" }
 func (d *daemon) Jobs(context.Context, api.Query) (api.Jobs, error) {
 	return api.Jobs{Jobs: d.jobs, Total: len(d.jobs)}, d.err
 }
-func (d *daemon) Log(_ context.Context, _ string, _ client.LogOptions, w io.Writer) error {
+func (d *daemon) Log(_ context.Context, _ string, _ client.LogOptions, w io.Writer) (int64, error) {
 	_, _ = io.WriteString(w, d.log)
-	return d.err
+	return int64(len(d.log)), d.err
 }
 func (d *daemon) Cancel(_ context.Context, ids ...string) (api.Cancelled, error) {
 	return api.Cancelled{}, d.note("cancel %s", ids)
