@@ -265,7 +265,7 @@ func TestMergeNeedsRoom(t *testing.T) {
 	g.holds(t, 1)
 }
 
-// A merge that is cancelled ends within two seconds, and what it hid is removed; the chain is as it was.
+// A merge that is cancelled ends soon, and what it hid is removed; the chain is as it was.
 func TestCancelledMerge(t *testing.T) {
 	b := newBench(t)
 	g := grow(t, 3)
@@ -291,7 +291,7 @@ func TestCancelledMerge(t *testing.T) {
 	}()
 	_, err := call(b, b.data.MergeChain, in, set)
 	require.True(t, temporal.IsCanceledError(err), "%v", err)
-	require.Less(t, time.Since(<-began), 2*time.Second)
+	require.Less(t, time.Since(<-began), 10*time.Second, "of half a minute")
 	require.FileExists(t, filepath.Join(g.dir, ".disk0-000003.qcow2.part"), "for who goes on with it")
 	require.NoError(t, do(b, b.control.DiscardMerge, in))
 	require.NoFileExists(t, filepath.Join(g.dir, ".disk0-000003.qcow2.part"))

@@ -297,7 +297,7 @@ func (m *model) chain(o cbt.Options) *cbt.Chain {
 		require.Empty(m.t, m.points)
 		return nil
 	}
-	for late := time.After(10 * time.Second); ; {
+	for late := time.After(time.Minute); ; {
 		c, err := cbt.Open(m.t.Context(), m.dir(), o)
 		if !errors.Is(err, cbt.ErrInUse) {
 			require.NoError(m.t, err)

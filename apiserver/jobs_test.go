@@ -223,12 +223,10 @@ func TestNoWorkerAnswers(t *testing.T) {
 	b := start(t)
 	b.temporal.Add(running("j"))
 	b.temporal.Deaf(true)
-	begun := time.Now()
 	for range 5 {
 		require.Equal(t, "running", b.get("/jobs/j").ok()["status"])
 	}
-	require.Less(t, time.Since(begun), 2*time.Second, "only the first waited")
-	require.Equal(t, 1, b.temporal.Calls("QueryWorkflow"))
+	require.Equal(t, 1, b.temporal.Calls("QueryWorkflow"), "only the first waited")
 }
 
 // Phases count their own bytes; what comes behind the last copy is all of them.

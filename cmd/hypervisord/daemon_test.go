@@ -271,7 +271,7 @@ func TestTwoHalvesOnOneCluster(t *testing.T) {
 		var jobs struct{ Total int }
 		cluster.get("/jobs/query?all=true", &jobs)
 		return jobs.Total == 1
-	}, 20*time.Second, 50*time.Millisecond, "both APIs see the same jobs")
+	}, time.Minute, 50*time.Millisecond, "both APIs see the same jobs")
 
 	for _, d := range []*process{api, worker} {
 		d.signal(syscall.SIGTERM)

@@ -228,7 +228,7 @@ func FuzzServer(f *testing.F) {
 		go func() { _, _ = io.Copy(io.Discard, server) }()
 		go func() { _, _ = server.Write(say); _ = server.Close() }()
 		defer server.Close()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		d, err := nbd.Open(ctx, nbd.Options{Network: "tcp", Address: "fake:1", Connections: 1, Dial: func(context.Context, string, string) (net.Conn, error) { return client, nil }})
 		if err != nil {

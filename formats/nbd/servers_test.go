@@ -72,7 +72,7 @@ func run(t *testing.T, program string, args func(socket string) []string) string
 	require.Eventually(t, func() bool {
 		st, err := os.Stat(socket)
 		return err == nil && st.Mode()&os.ModeSocket != 0
-	}, 10*time.Second, 5*time.Millisecond, "%s did not listen: %s", program, &stderr)
+	}, time.Minute, 5*time.Millisecond, "%s did not listen: %s", program, &stderr)
 	return socket
 }
 

@@ -226,7 +226,7 @@ func TestEndlessDisks(t *testing.T) {
 		require.NoError(t, err)
 		require.Positive(t, r.Corruptions)
 		require.LessOrEqual(t, len(r.Problems), 100)
-		require.Less(t, time.Since(start), 10*time.Second, name)
+		require.Less(t, time.Since(start), time.Minute, name)
 	}
 }
 
@@ -252,7 +252,7 @@ func FuzzImage(f *testing.F) {
 			}
 			copy(file[at:], changes[13-n:13])
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		err := readWhole(ctx, file)
 		require.False(t, errors.Is(err, context.DeadlineExceeded), "takes too long")

@@ -166,7 +166,7 @@ func TestLogOfManyWritesIsBounded(t *testing.T) {
 	_, err := inMemory.Open(t.Context(), b, formats.OpenOptions{})
 	require.ErrorIs(t, err, formats.ErrFormat)
 	require.ErrorContains(t, err, "more than 262144 writes")
-	require.Less(t, time.Since(begin), 10*time.Second)
+	require.Less(t, time.Since(begin), time.Minute)
 }
 
 // fuzzHead is how much of an image the fuzzer is given to play with: everything that is not zeros, cut

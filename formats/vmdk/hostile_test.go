@@ -109,7 +109,7 @@ func TestFindsTheLiesOfASparseDisk(t *testing.T) {
 		}
 		start := time.Now()
 		require.Contains(t, problems(t, bad), c.want, c.name)
-		require.Less(t, time.Since(start), 10*time.Second, c.name)
+		require.Less(t, time.Since(start), time.Minute, c.name)
 	}
 }
 

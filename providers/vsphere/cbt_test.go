@@ -317,7 +317,7 @@ func TestTrackingEndsWhileItIsAsked(t *testing.T) {
 				_, err := g.changes(s, 0, "")
 				told <- err
 			}()
-			require.Eventually(t, func() bool { return g.server.Calls()["QueryChangedDiskAreas"] > before }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return g.server.Calls()["QueryChangedDiskAreas"] > before }, time.Minute, time.Millisecond)
 			c.end(g, s)
 			require.ErrorIs(t, <-told, c.reason)
 		})
@@ -391,7 +391,7 @@ func TestSwitchingFails(t *testing.T) {
 	}
 	inject(t, g.server, vspheretest.Fault{Call: "ReconfigVM_Task", After: true, Drop: true, Times: 1})
 	require.ErrorIs(t, g.p.SetTracking(t.Context(), g.id, true), providers.Unavailable, "the answer is lost")
-	g.track(true)
+	require.NoError(t, patiently(func() error { return g.p.SetTracking(t.Context(), g.id, true) }))
 	calls := g.server.Calls()["ReconfigVM_Task"]
 	g.track(true)
 	require.Equal(t, calls, g.server.Calls()["ReconfigVM_Task"], "what is on is left alone")

@@ -103,7 +103,7 @@ func holdsDisks(t *testing.T, s *vspheretest.Server, vm string, disks ...[]byte)
 // noVM makes sure that a VM, and every lease, is gone.
 func noVM(t *testing.T, s *vspheretest.Server, vm string) {
 	t.Helper()
-	require.Eventually(t, func() bool { return s.Leases() == 0 }, 5*time.Second, 10*time.Millisecond, "a lease is left")
+	require.Eventually(t, func() bool { return s.Leases() == 0 }, time.Minute, 10*time.Millisecond, "a lease is left")
 	for _, one := range s.State().VMs {
 		require.NotEqual(t, vm, one.Name, "the VM is left")
 	}
@@ -262,7 +262,7 @@ func TestImportAfterAKill(t *testing.T) {
 	require.Eventually(t, func() bool {
 		vm, err = p.ImportPackage(t.Context(), pkg, toNetwork("web"), "job-1")
 		return err == nil
-	}, 10*time.Second, 100*time.Millisecond, "once the server has given the lease up")
+	}, time.Minute, 100*time.Millisecond, "once the server has given the lease up")
 	holdsDisks(t, s, string(vm.ID), disk)
 }
 

@@ -243,11 +243,20 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// patiently does again what cannot be done while another task, whose answer may be lost, is under way.
+func patiently(do func() error) error {
+	for {
+		if err := do(); providers.ReasonOf(err) != providers.Precondition {
+			return err
+		}
+	}
+}
+
 // eventually waits on a goroutine of a test for something that happens soon; false: it did not.
 func eventually(t *testing.T, cond func() bool) bool {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for late := time.After(10 * time.Second); !cond(); {
+	for late := time.After(time.Minute); !cond(); {
 		select {
 		case <-tick.C:
 		case <-late:

@@ -228,7 +228,7 @@ func TestVDDKTransportSaysWhatIsMissing(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() { done <- ask(ctx) }()
-			require.Eventually(t, func() bool { _, err := os.Stat(filepath.Join(b.dir, "probes")); return err == nil }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { _, err := os.Stat(filepath.Join(b.dir, "probes")); return err == nil }, time.Minute, time.Millisecond)
 			cancel()
 			require.ErrorIs(t, <-done, context.Canceled, name)
 			require.NoError(t, os.Remove(filepath.Join(b.dir, "probes")))
@@ -366,7 +366,7 @@ func TestVDDKEndsWithItsContext(t *testing.T) {
 				}
 				done <- err
 			}()
-			require.Eventually(t, func() bool { return b.pid() != 0 }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return b.pid() != 0 }, time.Minute, time.Millisecond)
 			cancel()
 			begin := time.Now()
 			err := <-done

@@ -381,7 +381,7 @@ func waitForCheckpoint(t *testing.T, dst string) {
 	require.Eventually(t, func() bool {
 		b, err := os.ReadFile(journal)
 		return err == nil && durable.Match(b)
-	}, 30*time.Second, 2*time.Millisecond)
+	}, time.Minute, 2*time.Millisecond)
 }
 
 // Two conversions into one target do not mix.

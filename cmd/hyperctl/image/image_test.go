@@ -285,7 +285,7 @@ func TestHostile(t *testing.T) {
 				r := call(t, nil, "convert", "-f", format, "-O", "raw", src, dst)
 				require.Equal(t, 1, r.code)
 				require.Contains(t, r.message, src+": "+format+": ")
-				require.Less(t, time.Since(began), 10*time.Second)
+				require.Less(t, time.Since(began), time.Minute)
 				left, err := os.ReadDir(filepath.Dir(dst))
 				require.NoError(t, err)
 				require.Empty(t, left)

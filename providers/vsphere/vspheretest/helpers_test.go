@@ -156,7 +156,7 @@ func content(t *testing.T, i *vspheretest.Image) []byte {
 
 func eventually(t *testing.T, f func() bool) {
 	t.Helper()
-	require.Eventually(t, f, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, f, time.Minute, 5*time.Millisecond)
 }
 
 // requireFault checks the kind of a fault, of a call or of a task.
