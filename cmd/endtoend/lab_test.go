@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -299,11 +300,14 @@ func (l *lab) moved(id string, bytes int64) {
 	})
 }
 
-// unlimited takes the limit off a job, unless it has ended by now.
+// unlimited takes the limit off a job, unless it has ended by now, or is about to.
 func (l *lab) unlimited(id string) {
 	l.t.Helper()
 	if _, err := l.api.Limit(l.t.Context(), id, 0); err != nil {
-		require.True(l.t, l.job(id).Status.Ended(), "%s", err)
+		var refused *api.Error
+		require.ErrorAs(l.t, err, &refused)
+		require.Equal(l.t, http.StatusConflict, refused.Status, "%s", err)
+		l.end(id, time.Minute)
 	}
 }
 
