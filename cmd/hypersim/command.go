@@ -82,7 +82,7 @@ func command() *cobra.Command {
 	p.IntVar(&o.Clusters, "clusters", 1, "clusters in each datacenter")
 	p.IntVar(&o.Hosts, "hosts", 3, "hosts in each cluster")
 	p.DurationVar(&o.SessionTimeout, "session-timeout", 0, "end sessions that are idle for so long (default never)")
-	p.DurationVar(&o.TaskDelay, "task-delay", 0, "let every task take so much longer")
+	p.DurationVar(&o.TaskDelay, "task-delay", 0, "let every task, and every lease, take so much longer")
 	p.StringArrayVar(&f.faults, "fault", nil, "let something go wrong: call=METHOD|file=PATTERN,… (repeatable)\n"+faultHelp)
 	p.BoolVar(&f.verbose, "verbose", false, "show what the simulator logs")
 	return c

@@ -246,6 +246,25 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
+// The VM of an import whose answer was lost may appear between the look for it and the call that would make
+// another.
+func TestAnImportWhoseAnswerIsLost(t *testing.T) {
+	const slow = 500 * time.Millisecond
+	s := vspheretest.Start(t, vspheretest.Options{TaskDelay: slow, LeaseTimeout: 6 * slow})
+	disk := guestDisk(9, mib)
+	p := connect(t, s)
+	inject(t, s, vspheretest.Fault{Call: "ImportVApp", After: true, Drop: true, Times: 1})
+	inject(t, s, vspheretest.Fault{Call: "ImportVApp", Skip: 1, Times: 1, Delay: vspheretest.Duration(2 * slow)})
+	_, err := p.ImportPackage(t.Context(), packaged(t, nil, disk), toNetwork("web"), "job-1")
+	require.ErrorIs(t, err, providers.Unavailable)
+	var vm providers.VM
+	require.NoError(t, patiently(func() error {
+		vm, err = p.ImportPackage(t.Context(), packaged(t, nil, disk), toNetwork("web"), "job-1")
+		return err
+	}))
+	holdsDisks(t, s, string(vm.ID), disk)
+}
+
 // What a killed program has left: a VM under a lease of which nobody knows any more.
 func TestImportAfterAKill(t *testing.T) {
 	s := vspheretest.Start(t, vspheretest.Options{LeaseTimeout: 1500 * time.Millisecond})

@@ -128,7 +128,12 @@ func (p *Provider) ImportPackage(ctx context.Context, pkg providers.Package, to 
 	a.pkg, a.key = pkg, key
 	id, err := p.arrived(ctx, a.to, key)
 	if err == nil && id == "" {
-		id, err = a.make(ctx)
+		if id, err = a.make(ctx); reason(err) == providers.Exists {
+			// What is there may be what an earlier attempt, whose answer was lost, has begun meanwhile.
+			if there, found := p.arrived(ctx, a.to, key); there != "" || found != nil {
+				id, err = there, found
+			}
+		}
 	}
 	if err != nil {
 		return providers.VM{}, fail(op, to.Name, err)

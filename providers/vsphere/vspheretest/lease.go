@@ -159,6 +159,9 @@ func (m *machine) deviceKey(i int) string {
 // run is the life of a lease.
 func (l *lease) run() {
 	s := l.server
+	if !wait(s.ctx, s.opt.TaskDelay) {
+		return
+	}
 	if t := l.task; t != nil {
 		if t.Stall { // it never becomes ready
 			select {

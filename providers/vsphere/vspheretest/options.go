@@ -23,7 +23,7 @@ type Options struct {
 	Username, Password string // what [Server.Username] says if empty
 
 	SessionTimeout time.Duration // a session that is idle for longer is gone; 0: never
-	TaskDelay      time.Duration // every task waits so long before it does its work
+	TaskDelay      time.Duration // every task, and every lease, waits so long before it does its work
 	ChangedAreas   int           // that one answer about changed blocks lists; 2,000 if 0
 	ChangedSpan    int64         // bytes of a disk that one answer about changed blocks tells of; all if 0
 	LeaseTimeout   time.Duration // a lease that nobody reports progress of is void after that; 5 minutes if 0
