@@ -79,6 +79,8 @@ func (s *Server) datacenterOf(owner types.ManagedObjectReference) *datacenter {
 
 // createIncoming makes the VM of an import, with disks of zeros.
 func (s *Server) createIncoming(folder *simulator.Folder, req types.CreateVM_Task) (*machine, *types.LocalizedMethodFault) {
+	s.tree.Lock()
+	defer s.tree.Unlock()
 	task := folder.CreateVMTask(s.sim(), &req).(*methods.CreateVM_TaskBody)
 	if task.Fault_ != nil {
 		return nil, fault(&types.SystemErrorFault{}, "%s", task.Fault_.String)
@@ -149,9 +151,7 @@ func (l *lease) leave() {
 	if !ok {
 		return // by another hand
 	}
-	task := obj.DestroyTask(s.sim(), &types.Destroy_Task{This: m.ref})
-	_, err := s.observer.await(s.ctx, task.(*methods.Destroy_TaskBody).Res.Returnval)
-	if err = errors.Join(err, os.RemoveAll(m.dir())); err != nil && s.ctx.Err() == nil {
+	if err := s.destroy(m, obj); err != nil && s.ctx.Err() == nil {
 		s.opt.Log.Error("remove the VM of an import that was not completed", "vm", m.spec.Name, "err", err)
 	}
 }

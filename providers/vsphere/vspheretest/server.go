@@ -57,7 +57,8 @@ type Server struct {
 	record      recorder
 	observer    *observer
 
-	building sync.Mutex // one VM at a time
+	building sync.Mutex   // one VM at a time
+	tree     sync.RWMutex // what is in folders: the simulator searches them without their locks
 	mu       sync.Mutex
 	machines map[types.ManagedObjectReference]*machine
 	reading  map[*reading]struct{}

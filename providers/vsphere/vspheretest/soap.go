@@ -110,6 +110,9 @@ func (c *call) peek() error {
 	}
 }
 
+// movesVM are the methods of the simulator that put a VM into a folder, or take it out.
+var movesVM = map[string]bool{"CreateVM_Task": true, "RegisterVM_Task": true, "Destroy_Task": true}
+
 // dispatch answers a call.
 func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, c *call) {
 	if blockedByExport[c.method] && s.exported(c.this) {
@@ -125,7 +128,7 @@ func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, c *call) {
 		s.answer(w, c, do)
 	case strings.HasPrefix(c.method, "WaitForUpdates") && c.session != nil:
 		s.waitForUpdates(w, r, c)
-	case strings.HasSuffix(c.method, "_Task") && (c.task != nil || s.opt.TaskDelay > 0):
+	case strings.HasSuffix(c.method, "_Task") && (c.task != nil || s.opt.TaskDelay > 0 || movesVM[c.method]):
 		s.wrapTask(w, r, c)
 	default:
 		s.simulate(w, r, c)
@@ -163,6 +166,10 @@ func (s *Server) exported(vm types.ManagedObjectReference) bool {
 
 // simulate lets the simulator answer, and takes down what became of sessions.
 func (s *Server) simulate(w http.ResponseWriter, r *http.Request, c *call) {
+	if c.this.Type == "SearchIndex" {
+		s.tree.RLock()
+		defer s.tree.RUnlock()
+	}
 	r.Body = io.NopCloser(bytes.NewReader(c.raw))
 	s.svc.ServeSDK(w, r)
 	for _, cookie := range (&http.Response{Header: w.Header()}).Cookies() {
@@ -213,9 +220,16 @@ func (s *Server) waitForUpdates(w http.ResponseWriter, r *http.Request, c *call)
 func (s *Server) wrapTask(w http.ResponseWriter, r *http.Request, c *call) {
 	again := r.Clone(s.ctx)
 	t := s.task(c, c.this, nil, func() (types.AnyType, *types.LocalizedMethodFault) {
+		if movesVM[c.method] {
+			s.tree.Lock()
+			defer s.tree.Unlock()
+		}
 		answer := newBuffer()
 		s.simulate(answer, again, c)
 		ref, err := answer.task()
+		if err != nil && s.reg.Get(c.this) == nil {
+			return nil, gone(c.this)
+		}
 		if err != nil {
 			return nil, fault(&types.SystemErrorFault{Reason: err.Error()}, "%v", err)
 		}

@@ -209,10 +209,12 @@ func (s *Server) register(m *machine) error {
 
 	ctx := s.sim()
 	folder := s.reg.Get(parent).(*simulator.Folder)
+	s.tree.Lock()
 	ctx.WithLock(folder, func() {
 		folder.ChildEntity = append(folder.ChildEntity, vm.Self)
 		s.reg.PutEntity(folder, vm)
 	})
+	s.tree.Unlock()
 	onHost, ds := s.reg.Get(host).(*simulator.HostSystem), s.reg.Get(m.ds.ref).(*simulator.Datastore)
 	s.reg.AppendReference(ctx, onHost, &onHost.Vm, vm.Self)
 	s.reg.AppendReference(ctx, ds, &ds.Vm, vm.Self)
@@ -243,8 +245,15 @@ func (s *Server) DeleteVM(vm string) error {
 	ctx.WithLock(obj, func() {
 		s.reg.Update(ctx, obj, []types.PropertyChange{{Name: "runtime.powerState", Val: types.VirtualMachinePowerStatePoweredOff}})
 	})
-	task := obj.DestroyTask(s.sim(), &types.Destroy_Task{This: m.ref})
-	_, err = s.observer.await(s.ctx, task.(*methods.Destroy_TaskBody).Res.Returnval)
+	return s.destroy(m, obj)
+}
+
+// destroy takes a VM out of the inventory, and its files away.
+func (s *Server) destroy(m *machine, vm *simulator.VirtualMachine) error {
+	s.tree.Lock()
+	defer s.tree.Unlock()
+	task := vm.DestroyTask(s.sim(), &types.Destroy_Task{This: m.ref})
+	_, err := s.observer.await(s.ctx, task.(*methods.Destroy_TaskBody).Res.Returnval)
 	return errors.Join(err, os.RemoveAll(m.dir()))
 }
 
