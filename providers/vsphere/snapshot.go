@@ -82,7 +82,7 @@ func (p *Provider) takeSnapshot(ctx context.Context, m *machine, opt providers.S
 	return err
 }
 
-// FindSnapshot looks for the snapshot with this key.
+// FindSnapshot looks for the snapshot with this key, and waits for one that is being taken.
 func (p *Provider) FindSnapshot(ctx context.Context, vm providers.VMID, key string) (providers.Snapshot, error) {
 	_, s, err := p.keyed(ctx, vm, key)
 	return s, fail("find snapshot", string(vm), err)
